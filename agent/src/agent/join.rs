@@ -17,7 +17,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     pub(super) async fn join(&mut self, mut executor: Executor) -> (Overlay, Programmed) {
         self.report_joining(Cause::new(Code::Starting, "starting"));
         let mut retry = task::new_retry();
-        let mut cloud = CloudRoutes::default();
+        let mut cloud = CloudRoutes::new(&self.settings.files.state_dir);
         loop {
             let reason = match self.become_member(&mut executor).await {
                 Ok((membership, leases)) => {

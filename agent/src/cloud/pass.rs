@@ -131,12 +131,13 @@ impl Accepted {
     }
 }
 
-/// Compares all tables and makes the changes. A failure in one table does not keep the others from being changed, unless
-/// it shows that no call can succeed now.
+/// Compares all tables but some and makes the changes. A failure in one table does not keep the others from being
+/// changed, unless it shows that no call can succeed now.
 pub(crate) async fn run(
     routes: &mut dyn RouteTable,
     wanted: &Wanted,
     accepted: &mut Accepted,
+    except: &[Seen],
 ) -> Pass {
     let mut pass = Pass::default();
     // First, so that no packet is sent here that the provider then drops.
@@ -157,6 +158,9 @@ pub(crate) async fn run(
         }
     };
     for table in &tables {
+        if except.iter().any(|seen| seen.id == *table) {
+            continue;
+        }
         if let Err(error) = keep(routes, table, wanted, accepted, &mut pass).await {
             pass.failed(Some(table), error);
             break;

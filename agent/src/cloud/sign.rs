@@ -25,12 +25,6 @@ pub(crate) fn hmac_sha256(key: &[u8], data: &[u8]) -> Vec<u8> {
     hmac::sign(&key, data).as_ref().to_vec()
 }
 
-/// HMAC-SHA-1, which Alibaba Cloud's RPC signatures use.
-pub(crate) fn hmac_sha1(key: &[u8], data: &[u8]) -> Vec<u8> {
-    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, key);
-    hmac::sign(&key, data).as_ref().to_vec()
-}
-
 /// Percent-encodes all but unreserved characters (RFC 3986 §2.3), as signed queries and forms have it.
 pub(crate) fn percent(text: &str) -> String {
     const KEPT: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
@@ -54,17 +48,13 @@ pub(crate) fn form<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> S
 mod tests {
     use super::*;
 
-    /// RFC 4231 §4.3 (SHA-256) and RFC 2202 §3 (SHA-1), test case 2 of each.
+    /// RFC 4231 §4.3, test case 2.
     #[test]
-    fn the_rfcs_codes_are_made() {
+    fn the_rfcs_code_is_made() {
         let (key, data) = (b"Jefe", b"what do ya want for nothing?");
         assert_eq!(
             hex(&hmac_sha256(key, data)),
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
-        );
-        assert_eq!(
-            hex(&hmac_sha1(key, data)),
-            "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79"
         );
     }
 

@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use ipnet::Ipv4Net;
 
+use super::access::Access;
 use super::error::CloudError;
 
 /// An answer that comes later. Boxed, so that a provider is an object.
@@ -90,4 +91,13 @@ pub(crate) trait RouteTable: Send {
 
     /// The command that an administrator points a route of somebody else to this instance with, for messages.
     fn take_over_command(&self, table: &TableId, route: &Route) -> String;
+}
+
+/// A provider. Its name is that of the backend.
+#[derive(Debug)]
+pub(crate) struct Provider {
+    /// The backend's name in the network config.
+    pub(crate) kind: &'static str,
+    /// Opens it. Asks nothing yet.
+    pub(crate) open: fn(Access) -> Box<dyn RouteTable>,
 }

@@ -8,7 +8,7 @@ mod ec2;
 mod gce;
 mod properties;
 #[path = "../../tests/clouds/server.rs"]
-mod server;
+pub(super) mod server;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -72,7 +72,7 @@ impl Node {
     }
 
     async fn pass(&mut self) -> Pass {
-        pass::run(&mut *self.routes, &self.wanted, &mut self.accepted).await
+        pass::run(&mut *self.routes, &self.wanted, &mut self.accepted, &[]).await
     }
 
     /// Passes until one is settled.

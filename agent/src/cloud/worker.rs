@@ -4,6 +4,7 @@
 //! A pass is made when what is wanted changes, after a while to read accepted changes back, after a failure as soon as
 //! the provider allows, and otherwise once in a resync interval.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::access::{Access, variable};
-use super::pass::{self, Accepted, Pass, Problem};
+use super::pass::{self, Accepted, Pass, Problem, Seen};
 use super::plan::Wanted;
 use super::provider;
 use super::table::RouteTable;
@@ -24,6 +25,10 @@ use crate::plan::backend::CloudConfig;
 /// Pauses after passes that left something to do; each up to 30 % shorter, so that nodes that were throttled together do
 /// not come back together.
 const PAUSES: Backoff = Backoff::constant(Duration::from_secs(1), Duration::from_secs(300), 0.3);
+
+/// The shortest time between two passes that have nothing to do, however often the kernel is to be compared: calls of a
+/// provider are counted by account.
+const SHORTEST_RESYNC: Duration = Duration::from_secs(60);
 
 /// The longest time that a provider may ask to wait, so that a mistake there does not stop this for days.
 const LONGEST_WAIT: Duration = Duration::from_secs(900);
@@ -62,7 +67,7 @@ pub(crate) struct Job {
 
 impl Job {
     /// Whether a provider that was opened for one job can do the other.
-    fn has_same_provider(&self, other: &Self) -> bool {
+    pub(crate) fn has_same_provider(&self, other: &Self) -> bool {
         self.kind == other.kind
             && self.config == other.config
             && self.address == other.address
@@ -149,12 +154,43 @@ struct Open {
     accepted: Accepted,
 }
 
+impl Open {
+    async fn pass(&mut self, wanted: &Wanted, except: &[Seen]) -> Pass {
+        pass::run(&mut *self.routes, wanted, &mut self.accepted, except).await
+    }
+
+    /// Whether another job is for other tables, not only for another way to the same ones.
+    fn has_other_tables(&self, job: &Job) -> bool {
+        self.job.kind != job.kind || self.job.config != job.config
+    }
+}
+
+/// Removes our routes from tables that are no longer used; what goes wrong counts as the present ones'.
+async fn leave(left: &mut Vec<Open>, present: &mut Pass) {
+    for mut open in std::mem::take(left) {
+        let wanted = Wanted {
+            own: BTreeSet::new(),
+            ..open.job.wanted.clone()
+        };
+        let pass = open.pass(&wanted, &present.tables).await;
+        present.made.removed += pass.made.removed;
+        if pass.is_settled() {
+            continue;
+        }
+        present.is_pending |= pass.is_pending;
+        present.problems.extend(pass.problems);
+        left.push(open);
+    }
+}
+
 async fn work(
     mut jobs: watch::Receiver<Option<(u64, Job)>>,
     outcomes: mpsc::UnboundedSender<Outcome>,
 ) {
     let mut pauses = Pauses::new(random_seed());
     let mut open: Option<Open> = None;
+    // Tables that the network config no longer names, until nothing of ours is left in them.
+    let mut left: Vec<Open> = Vec::new();
     let mut due = None;
     loop {
         tokio::select! {
@@ -166,11 +202,21 @@ async fn work(
         let Some((number, job)) = jobs.borrow_and_update().clone() else {
             continue;
         };
-        let kept = open.take().filter(|open| open.job.has_same_provider(&job));
+        let former = open.take();
+        let kept = former.and_then(|open| match open.job.has_same_provider(&job) {
+            true => Some(open),
+            false => {
+                left.extend(Some(open).filter(|open| open.has_other_tables(&job)));
+                None
+            }
+        });
         let Some(mut current) = kept.or_else(|| open_provider(&job)) else {
             continue;
         };
-        let pass = pass::run(&mut *current.routes, &job.wanted, &mut current.accepted).await;
+        let mut pass = current.pass(&job.wanted, &[]).await;
+        if pass.is_settled() {
+            leave(&mut left, &mut pass).await;
+        }
         let next = pauses.after(&pass, job.reach.resync);
         open = Some(current);
         due = Some(Instant::now() + next);
@@ -219,6 +265,7 @@ impl Pauses {
     }
 
     fn after(&mut self, pass: &Pass, resync: Duration) -> Duration {
+        let resync = resync.max(SHORTEST_RESYNC);
         if pass.is_settled() {
             self.pauses.reset();
             // Nodes that were started together do not list together for ever.
@@ -262,6 +309,9 @@ mod tests {
         let settled = pauses.after(&Pass::default(), resync);
         assert!(settled >= resync.mul_f64(0.79) && settled <= resync);
         assert!(pauses.after(&throttled(0), resync) <= Duration::from_secs(1));
+        // However often the kernel is looked at.
+        let often = Pauses::new(1).after(&Pass::default(), Duration::from_secs(1));
+        assert!(often >= SHORTEST_RESYNC.mul_f64(0.79), "{often:?}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 pub use self::cloud::CloudConfig;
+pub(crate) use self::cloud::MEMORY as CLOUD_MEMORY;
 pub(crate) use self::opening::{FirstCommand, Opening};
 pub use self::opening::{Setup, Unfit};
 pub use self::table::{BackendConfig, BackendConfigError, Definition};

@@ -20,12 +20,19 @@ pub(crate) struct Compute {
     pub(crate) quota: usize,
     /// How often an operation is looked at until it ends.
     pub(crate) looks: u32,
-    operations: BTreeMap<String, (u32, Option<(String, Value)>, Option<String>)>,
+    operations: BTreeMap<String, Operation>,
     /// HTTP status, reason and message of the next answers to these methods.
     pub(crate) faults: VecDeque<(&'static str, u16, &'static str, &'static str)>,
     pub(crate) denied: BTreeSet<&'static str>,
     pub(crate) token: String,
     pub(crate) calls: Vec<String>,
+}
+
+/// A change that ends after some looks: with a route, or an error.
+struct Operation {
+    left: u32,
+    route: Option<(String, Value)>,
+    error: Option<String>,
 }
 
 impl Compute {
@@ -168,13 +175,17 @@ impl Compute {
 
     fn operate(&mut self, route: Option<(String, Value)>, error: Option<String>) -> Response {
         let name = format!("operation-{}", self.operations.len());
-        self.operations
-            .insert(name.clone(), (self.looks, route, error));
+        let operation = Operation {
+            left: self.looks,
+            route,
+            error,
+        };
+        self.operations.insert(name.clone(), operation);
         Response::ok(json!({"name": name, "status": "RUNNING"}).to_string())
     }
 
     fn look(&mut self, name: &str) -> Response {
-        let Some((left, route, error)) = self.operations.get_mut(name) else {
+        let Some(Operation { left, route, error }) = self.operations.get_mut(name) else {
             return failed(404, "notFound", name);
         };
         *left = left.saturating_sub(1);

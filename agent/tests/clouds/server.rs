@@ -2,7 +2,7 @@
 //!
 //! Used by the unit tests of the providers and by the tests of the whole agent.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -46,15 +46,15 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    pub(crate) fn new(status: u16, body: impl Into<String>) -> Self {
+    pub(crate) fn new(status: u16, body: impl ToString) -> Self {
         Self {
             status,
             headers: Vec::new(),
-            body: body.into(),
+            body: body.to_string(),
         }
     }
 
-    pub(crate) fn ok(body: impl Into<String>) -> Self {
+    pub(crate) fn ok(body: impl ToString) -> Self {
         Self::new(200, body)
     }
 

@@ -24,6 +24,7 @@ mod clock;
 mod clouds;
 mod cluster;
 mod config;
+#[expect(dead_code, reason = "the unit tests use all of it")]
 #[path = "../clouds/ec2.rs"]
 mod ec2;
 mod extension;

@@ -1,12 +1,16 @@
 //! The overlay's part of the cloud provider's routes, which a task beside the loop keeps.
 
+mod confirmed;
+
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::time::{Instant, timeout};
 use tracing::info;
 
+use self::confirmed::Memory;
 use super::Overlay;
 use super::former_backend::FormerBackend;
 use crate::cloud::pass::{Made, Pass, Problem};
@@ -21,8 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The routes that this node wants of its provider, and what became of them. Outlives attempts to join, so that what the
 /// provider asked for, such as a pause, is still known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct CloudRoutes {
+    memory: Memory,
     /// The task; `None` unless the backend, or a former one, has the provider's routes.
     worker: Option<Worker>,
     /// What it was last asked for.
@@ -39,6 +44,21 @@ pub(crate) struct CloudRoutes {
 }
 
 impl CloudRoutes {
+    /// Nothing is wanted yet.
+    pub(crate) fn new(state_dir: &Path) -> Self {
+        Self {
+            memory: Memory::new(state_dir),
+            worker: None,
+            job: None,
+            pass: Pass::default(),
+            next: Duration::ZERO,
+            confirmed: None,
+            confirmed_time: None,
+            made: Made::default(),
+            failures: 0,
+        }
+    }
+
     /// Whether the provider has all that is wanted now, as far as this agent knows.
     fn is_settled(&self) -> bool {
         self.job.is_none() || self.confirmed.is_some()
@@ -56,12 +76,15 @@ impl CloudRoutes {
 
     fn submit(&mut self, job: Job) {
         let is_new = self.job.as_ref().is_none_or(|before| {
-            (&before.kind, &before.config, &before.wanted.own)
-                != (&job.kind, &job.config, &job.wanted.own)
+            !before.has_same_provider(&job) || before.wanted.own != job.wanted.own
         });
         if is_new {
-            self.confirmed = None;
+            // What an earlier run saw is believed until the provider answers.
+            self.confirmed = self.memory.has(&job).then(Instant::now);
             self.pass = Pass::default();
+            if self.confirmed.is_none() {
+                self.memory.clear();
+            }
         }
         self.job = Some(job.clone());
         self.worker.get_or_insert_with(Worker::start).submit(job);
@@ -91,6 +114,9 @@ impl CloudRoutes {
         if outcome.pass.is_settled() {
             self.confirmed = Some(Instant::now());
             self.confirmed_time = Some(status::now());
+            if let Some(job) = &self.job {
+                self.memory.set(job);
+            }
         }
         self.pass = outcome.pass;
         self.next = outcome.next;
@@ -98,6 +124,7 @@ impl CloudRoutes {
         if self.confirmed.is_some() && self.job.as_ref().is_some_and(wants_nothing) {
             // The last route is gone.
             (self.worker, self.job) = (None, None);
+            self.memory.clear();
         }
     }
 }
@@ -106,9 +133,12 @@ impl Overlay {
     /// Asks for the provider's routes that are wanted now.
     pub(crate) fn program_cloud(&mut self) {
         let Some((kind, config)) = self.cloud_backend() else {
-            if let Some(mut job) = self.cloud.job.clone() {
-                job.wanted.own = BTreeSet::new();
-                self.cloud.submit(job);
+            match self.cloud.job.clone() {
+                Some(mut job) => {
+                    job.wanted.own = BTreeSet::new();
+                    self.cloud.submit(job);
+                }
+                None => self.cloud.memory.clear(),
             }
             return;
         };

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::cloud::access::Access;
 use crate::cloud::error::CloudError;
 use crate::settings::Secret;
 
@@ -15,14 +16,42 @@ pub(super) struct AccessKey {
 }
 
 impl AccessKey {
-    /// One that lasts.
-    pub(super) fn lasting(id: String, secret: String) -> Self {
+    pub(super) fn new(id: String, secret: String, token: Option<String>) -> Self {
         Self {
             id,
             secret: Secret::new(secret),
-            token: None,
+            token: token.map(Secret::new),
         }
     }
+}
+
+/// Where a provider's programs look for a key of the administrator's.
+pub(super) struct Places {
+    /// The variables with the ID, of which the first that is set counts.
+    pub(super) id: &'static [&'static str],
+    /// The same with the secret.
+    pub(super) secret: &'static [&'static str],
+    /// The same with the token.
+    pub(super) token: &'static [&'static str],
+    pub(super) file: Names,
+}
+
+/// The key of the network config, of the environment or of the file of the settings; `None` if they have none.
+///
+/// # Errors
+/// The file cannot be read, or has no key.
+pub(super) fn find(access: &Access, places: &Places) -> Result<Option<AccessKey>, CloudError> {
+    if let Some((id, secret)) = &access.config.access_key {
+        let secret = secret.expose().to_owned();
+        return Ok(Some(AccessKey::new(id.clone(), secret, None)));
+    }
+    let (id, secret) = (access.variable(places.id), access.variable(places.secret));
+    if let (Some(id), Some(secret)) = (id, secret) {
+        let token = access.variable(places.token);
+        return Ok(Some(AccessKey::new(id, secret, token)));
+    }
+    let file = access.credentials_file.as_deref();
+    file.map(|path| from_file(path, &places.file)).transpose()
 }
 
 /// The names of a key's parts in the file that a provider's own programs read.
@@ -36,37 +65,38 @@ pub(super) struct Names {
 ///
 /// # Errors
 /// The file cannot be read, or has no such key. The text has no part of the file in it.
-pub(super) fn from_file(path: &Path, names: &Names) -> Result<AccessKey, CloudError> {
+fn from_file(path: &Path, names: &Names) -> Result<AccessKey, CloudError> {
     let wrong = |problem: &str| CloudError::Credentials {
         problem: format!("{}: {problem}", path.display()),
     };
     let text = std::fs::read_to_string(path).map_err(|error| wrong(&error.to_string()))?;
-    let value = |name| in_default(&text, name).map(str::to_owned);
-    let (Some(id), Some(secret)) = (value(names.id), value(names.secret)) else {
-        return Err(wrong(&format!(
+    in_section(&text, "default", names).ok_or_else(|| {
+        wrong(&format!(
             "expected {} and {} in a section [default]",
             names.id, names.secret
-        )));
-    };
-    let token = value(names.token).map(Secret::new);
-    Ok(AccessKey {
-        token,
-        ..AccessKey::lasting(id, secret)
+        ))
     })
 }
 
-/// The value of a name in the section `[default]` of an INI file.
-fn in_default<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let mut is_inside = false;
+/// The key in a section of an INI file; names match in any letter case.
+pub(super) fn in_section(text: &str, section: &str, names: &Names) -> Option<AccessKey> {
+    let (mut id, mut secret, mut token) = (None, None, None);
+    let mut is_wanted = false;
     for line in text.lines().map(str::trim) {
-        if let Some(section) = line.strip_prefix('[') {
-            is_inside = section.trim_end_matches(']').trim() == "default";
-        } else if let (true, Some((key, value))) = (is_inside, line.split_once('='))
-            && key.trim() == name
-            && !value.trim().is_empty()
-        {
-            return Some(value.trim());
+        if line.starts_with(['#', ';']) {
+            continue;
+        }
+        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            is_wanted = name.trim() == section;
+        } else if is_wanted && let Some((key, value)) = line.split_once('=') {
+            let value = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
+            match key.trim() {
+                key if key.eq_ignore_ascii_case(names.id) => id = value,
+                key if key.eq_ignore_ascii_case(names.secret) => secret = value,
+                key if key.eq_ignore_ascii_case(names.token) => token = value,
+                _ => (),
+            }
         }
     }
-    None
+    Some(AccessKey::new(id?, secret?, token))
 }

@@ -16,16 +16,14 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use self::failure::{asked, refusal};
 use self::wire::{Entries, Entry, RoleKey, Switch};
-use super::access_key::{AccessKey, Names, from_file};
+use super::access_key::{AccessKey, Names, Places, find};
 use super::asked::{Asked, gone};
 use crate::base::retry::{next_random, random_seed};
 use crate::base::time::{parse_rfc3339, secs};
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
-use crate::cloud::provider::Provider;
-use crate::cloud::table::{Forwarding, Later, Mark, Route, RouteTable, TableId, Target};
+use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
 use crate::cloud::transport::Call;
-use crate::settings::Secret;
 
 /// Its entry in the table.
 pub(in crate::cloud) const PROVIDER: Provider = Provider {
@@ -51,11 +49,16 @@ const MOST_PAGES: usize = 100;
 /// How long a token for the metadata service is good, in seconds.
 const TOKEN_SECS: u64 = 6 * 3600;
 
-/// The names in `~/.alibabacloud/credentials`.
-const FILE: Names = Names {
-    id: "access_key_id",
-    secret: "access_key_secret",
-    token: "security_token",
+/// Where a key is looked for; the file is `~/.alibabacloud/credentials`.
+const PLACES: Places = Places {
+    id: &["ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_ID"],
+    secret: &["ACCESS_KEY_SECRET", "ALIBABA_CLOUD_ACCESS_KEY_SECRET"],
+    token: &["ALIBABA_CLOUD_SECURITY_TOKEN"],
+    file: Names {
+        id: "access_key_id",
+        secret: "access_key_secret",
+        token: "security_token",
+    },
 };
 
 /// This instance.
@@ -156,33 +159,11 @@ impl Aliyun {
         if let Some(key) = self.key.as_ref().filter(|key| key.is_fresh(now)) {
             return Ok(key.value.clone());
         }
-        let key = match self.lasting_key()? {
+        let key = match find(&self.access, &PLACES)? {
             Some(value) => Kept { value, ends: None },
             None => self.role_key().await?,
         };
         Ok(self.key.insert(key).value.clone())
-    }
-
-    fn lasting_key(&self) -> Result<Option<AccessKey>, CloudError> {
-        if let Some((id, secret)) = &self.access.config.access_key {
-            let secret = secret.expose().to_owned();
-            return Ok(Some(AccessKey::lasting(id.clone(), secret)));
-        }
-        let id = self
-            .access
-            .variable(&["ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_ID"]);
-        let secret = self
-            .access
-            .variable(&["ACCESS_KEY_SECRET", "ALIBABA_CLOUD_ACCESS_KEY_SECRET"]);
-        if let (Some(id), Some(secret)) = (id, secret) {
-            let token = self.access.variable(&["ALIBABA_CLOUD_SECURITY_TOKEN"]);
-            return Ok(Some(AccessKey {
-                token: token.map(Secret::new),
-                ..AccessKey::lasting(id, secret)
-            }));
-        }
-        let file = self.access.credentials_file.as_deref();
-        file.map(|path| from_file(path, &FILE)).transpose()
     }
 
     async fn role_key(&mut self) -> Result<Kept<AccessKey>, CloudError> {
@@ -204,11 +185,11 @@ impl Aliyun {
         })?;
         Ok(Kept {
             ends: parse_rfc3339(&key.expiration).map(secs),
-            value: AccessKey {
-                id: key.access_key_id,
-                secret: Secret::new(key.access_key_secret),
-                token: Some(Secret::new(key.security_token)),
-            },
+            value: AccessKey::new(
+                key.access_key_id,
+                key.access_key_secret,
+                Some(key.security_token),
+            ),
         })
     }
 

@@ -16,8 +16,7 @@ use self::api::{
     MODIFY_NETWORK_INTERFACE_ATTRIBUTE, REPLACE_ROUTE,
 };
 use crate::cloud::error::CloudError;
-use crate::cloud::provider::Provider;
-use crate::cloud::table::{Forwarding, Later, Mark, Route, RouteTable, TableId, Target};
+use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
 use crate::cloud::xml::Element;
 
 /// The metadata service.

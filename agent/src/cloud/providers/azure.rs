@@ -23,8 +23,7 @@ use self::wire::{Entry, Page, Subnet};
 use super::asked::{Asked, gone};
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
-use crate::cloud::provider::Provider;
-use crate::cloud::table::{Forwarding, Later, Mark, Route, RouteTable, TableId, Target};
+use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
 use crate::settings::Secret;
 
 /// Its entry in the table.

@@ -1,21 +1,14 @@
-//! Servers on the loopback that speak a provider's API, for tests.
+//! Providers' servers for tests, and what their tests have in common.
 
-use std::future::pending;
-use std::sync::{Arc, Mutex, MutexGuard};
-
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::header::HeaderMap;
-use hyper::{Method, Request, Response};
+use hyper::Method;
 use ipnet::Ipv4Net;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 
-use crate::base::http::{Respond, converse, options};
 use crate::cloud::access::Access;
 use crate::cloud::pass::{Accepted, Pass, Problem, run};
 use crate::cloud::plan::Wanted;
 use crate::cloud::table::{Mark, Route, RouteTable, Target};
+use crate::cloud::tests::server::{self, Request};
+pub(super) use crate::cloud::tests::server::{Double, Response as Reply};
 use crate::cloud::transport::Transport;
 use crate::plan::backend::CloudConfig;
 
@@ -25,24 +18,27 @@ pub(super) struct Question {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) query: String,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+    /// Names in lower case.
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Question {
     /// A header's value; empty if there is none.
     pub(super) fn header(&self, name: &str) -> &str {
-        let value = self.headers.get(name);
-        value.and_then(|value| value.to_str().ok()).unwrap_or("")
+        let mut headers = self.headers.iter();
+        headers
+            .find(|(known, _)| known == name)
+            .map_or("", |(_, value)| value)
     }
 
     /// A parameter of the query; empty if there is none.
     pub(super) fn parameter(&self, name: &str) -> String {
-        let pairs = self
+        let mut pairs = self
             .query
             .split('&')
             .filter_map(|pair| pair.split_once('='));
-        let found = pairs.into_iter().find(|(key, _)| *key == name);
+        let found = pairs.find(|(key, _)| *key == name);
         let value = found.map_or("", |(_, value)| value);
         let decoded = percent_encoding::percent_decode_str(value);
         decoded.decode_utf8().unwrap().into_owned()
@@ -54,102 +50,42 @@ impl Question {
     }
 }
 
-/// What is answered.
-#[derive(Clone, Debug)]
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) headers: Vec<(&'static str, String)>,
-    pub(super) body: String,
-}
-
-impl Reply {
-    pub(super) fn new(status: u16, body: impl ToString) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: body.to_string(),
-        }
-    }
-
-    pub(super) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.headers.push((name, value.to_string()));
-        self
-    }
-}
-
 /// A provider's servers.
 pub(super) trait Cloud: Send + 'static {
     fn answer(&mut self, question: &Question) -> Reply;
 }
 
-/// One that runs until it is dropped.
-pub(super) struct Double<C> {
-    pub(super) url: String,
-    cloud: Arc<Mutex<C>>,
-    task: JoinHandle<()>,
-}
-
-impl<C> Drop for Double<C> {
-    fn drop(&mut self) {
-        self.task.abort();
+impl<C: Cloud> server::Cloud for C {
+    fn answer(&mut self, request: &Request) -> Reply {
+        let (path, query) = match request.target.split_once('?') {
+            Some((path, query)) => (path, query),
+            None => (&*request.target, ""),
+        };
+        let question = Question {
+            method: request.method.parse().unwrap(),
+            path: path.to_owned(),
+            query: query.to_owned(),
+            headers: request.headers.clone(),
+            body: request.body.clone(),
+        };
+        Cloud::answer(self, &question)
     }
 }
 
-impl<C: Cloud> Double<C> {
-    pub(super) async fn start(cloud: C) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let cloud = Arc::new(Mutex::new(cloud));
-        let served = Arc::clone(&cloud);
-        let task = tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let cloud = Arc::clone(&served);
-                let respond: Respond = Box::new(move |request| {
-                    let cloud = Arc::clone(&cloud);
-                    Box::pin(async move { Ok(respond(&cloud, request).await) })
-                });
-                tokio::spawn(converse(options(), Box::new(stream), respond, pending()));
-            }
-        });
-        Self { url, cloud, task }
-    }
-
-    /// Its state.
-    pub(super) fn cloud(&self) -> MutexGuard<'_, C> {
-        self.cloud.lock().unwrap()
-    }
-
-    /// What reaches nothing but it.
-    pub(super) fn access(&self, config: CloudConfig) -> Access {
-        Access {
-            transport: Transport::new(Some(self.url.clone()), Some(self.url.clone())),
-            config,
-            address: [10, 0, 0, 7].into(),
-            credentials_file: None,
-            variable: |_| None,
-        }
-    }
+/// Starts one.
+pub(super) fn start<C: Cloud>(cloud: C) -> Double<C> {
+    Double::start("127.0.0.1:0", cloud)
 }
 
-async fn respond<C: Cloud>(
-    cloud: &Mutex<C>,
-    request: Request<hyper::body::Incoming>,
-) -> Response<Full<Bytes>> {
-    let (head, body) = request.into_parts();
-    let question = Question {
-        method: head.method,
-        path: head.uri.path().to_owned(),
-        query: head.uri.query().unwrap_or_default().to_owned(),
-        headers: head.headers,
-        body: body.collect().await.unwrap().to_bytes(),
-    };
-    let reply = cloud.lock().unwrap().answer(&question);
-    let mut response = Response::builder().status(reply.status);
-    for (name, value) in reply.headers {
-        response = response.header(name, value);
+/// What reaches nothing but it.
+pub(super) fn access<C: Cloud>(double: &Double<C>, config: CloudConfig) -> Access {
+    Access {
+        transport: Transport::new(Some(double.url()), Some(double.url())),
+        config,
+        address: [10, 0, 0, 7].into(),
+        credentials_file: None,
+        variable: |_| None,
     }
-    response.body(Full::from(reply.body)).unwrap()
 }
 
 /// The own subnet of the tests, in a network whose nodes have `/24`.
@@ -167,7 +103,7 @@ pub(super) fn net(text: &str) -> Ipv4Net {
 
 /// One pass, as the worker makes it, that knows of none before.
 pub(super) async fn once(routes: &mut dyn RouteTable, wanted: &Wanted) -> Pass {
-    run(routes, wanted, &mut Accepted::default()).await
+    run(routes, wanted, &mut Accepted::default(), &[]).await
 }
 
 /// Passes until nothing is left to do; panics if that takes more than so many.

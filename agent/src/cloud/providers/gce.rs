@@ -12,9 +12,8 @@ use serde::Deserialize;
 
 use self::api::{Compute, Request};
 use crate::cloud::error::CloudError;
-use crate::cloud::provider::Provider;
 use crate::cloud::sign::percent;
-use crate::cloud::table::{Forwarding, Later, Mark, Route, RouteTable, TableId, Target};
+use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
 
 /// The metadata service, by its address: it needs no name server.
 const METADATA: &str = "http://169.254.169.254";

@@ -26,8 +26,7 @@ use self::wire::{Extra, OneRouter, Router};
 use super::asked::{Asked, gone};
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
-use crate::cloud::provider::Provider;
-use crate::cloud::table::{Forwarding, Later, Mark, Route, RouteTable, TableId, Target};
+use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
 
 /// Its entry in the table.
 pub(in crate::cloud) const PROVIDER: Provider = Provider {
@@ -77,7 +76,7 @@ impl OpenStack {
         }
         let asked = asked("GET extension", "get_extension", "extraroute-atomic");
         let found = self
-            .get::<serde::de::IgnoredAny>(&asked, "/extensions/extraroute-atomic")
+            .get::<wire::OneExtension>(&asked, "/extensions/extraroute-atomic")
             .await;
         let is_atomic = match found {
             Ok(_) => true,
@@ -98,10 +97,13 @@ impl OpenStack {
     ) -> Result<Vec<Extra>, CloudError> {
         let path = format!("/routers/{router}/{verb}");
         let body = json!({"router": {"routes": [route]}});
-        let changed: OneRouter = self
-            .ask(asked, Method::PUT, &path, Some(&body), None)
-            .await?;
-        Ok(changed.router.routes)
+        let changed = self.ask(asked, Method::PUT, &path, Some(&body), None);
+        let changed: Result<OneRouter, _> = changed.await;
+        if matches!(changed, Err(CloudError::NotFound { .. })) {
+            // Either the router is gone, or the extension is not there after all.
+            self.is_atomic = None;
+        }
+        Ok(changed?.router.routes)
     }
 
     /// Writes the list whole; `change` returns none if nothing is to be done.

@@ -20,14 +20,12 @@ use self::wire::{
     Change, Delete, Deleted, Describe, Entry, Envelope, Failed, Filter, MACHINE, NewRoute, RoleKey,
     Table, Tables,
 };
-use super::access_key::{AccessKey, Names, from_file};
+use super::access_key::{AccessKey, Names, Places, find};
 use super::asked::{Asked, gone};
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
-use crate::cloud::provider::Provider;
-use crate::cloud::table::{Forwarding, Later, Mark, Route, RouteTable, TableId, Target};
+use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
 use crate::cloud::transport::Call;
-use crate::settings::Secret;
 
 /// Its entry in the table.
 pub(in crate::cloud) const PROVIDER: Provider = Provider {
@@ -53,11 +51,16 @@ const PAGE: usize = 100;
 /// The most pages: more route tables than a VPC can have.
 const MOST_PAGES: usize = 100;
 
-/// The names in `~/.tencentcloud/credentials`.
-const FILE: Names = Names {
-    id: "secret_id",
-    secret: "secret_key",
-    token: "token",
+/// Where a key is looked for; the file is `~/.tencentcloud/credentials`.
+const PLACES: Places = Places {
+    id: &["ACCESS_KEY_ID", "TENCENTCLOUD_SECRET_ID"],
+    secret: &["ACCESS_KEY_SECRET", "TENCENTCLOUD_SECRET_KEY"],
+    token: &["TENCENTCLOUD_SESSION_TOKEN"],
+    file: Names {
+        id: "secret_id",
+        secret: "secret_key",
+        token: "token",
+    },
 };
 
 /// The route tables of this machine's VPC.
@@ -131,33 +134,11 @@ impl Tencent {
         if let Some(key) = self.key.as_ref().filter(|key| key.is_fresh(now)) {
             return Ok(key.value.clone());
         }
-        let key = match self.lasting_key()? {
+        let key = match find(&self.access, &PLACES)? {
             Some(value) => Kept { value, ends: None },
             None => self.role_key().await?,
         };
         Ok(self.key.insert(key).value.clone())
-    }
-
-    fn lasting_key(&self) -> Result<Option<AccessKey>, CloudError> {
-        if let Some((id, secret)) = &self.access.config.access_key {
-            let secret = secret.expose().to_owned();
-            return Ok(Some(AccessKey::lasting(id.clone(), secret)));
-        }
-        let id = self
-            .access
-            .variable(&["ACCESS_KEY_ID", "TENCENTCLOUD_SECRET_ID"]);
-        let secret = self
-            .access
-            .variable(&["ACCESS_KEY_SECRET", "TENCENTCLOUD_SECRET_KEY"]);
-        if let (Some(id), Some(secret)) = (id, secret) {
-            let token = self.access.variable(&["TENCENTCLOUD_SESSION_TOKEN"]);
-            return Ok(Some(AccessKey {
-                token: token.map(Secret::new),
-                ..AccessKey::lasting(id, secret)
-            }));
-        }
-        let file = self.access.credentials_file.as_deref();
-        file.map(|path| from_file(path, &FILE)).transpose()
     }
 
     async fn role_key(&mut self) -> Result<Kept<AccessKey>, CloudError> {
@@ -179,11 +160,7 @@ impl Tencent {
         })?;
         Ok(Kept {
             ends: Some(key.expired_time),
-            value: AccessKey {
-                id: key.tmp_secret_id,
-                secret: Secret::new(key.tmp_secret_key),
-                token: Some(Secret::new(key.token)),
-            },
+            value: AccessKey::new(key.tmp_secret_id, key.tmp_secret_key, Some(key.token)),
         })
     }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::ec2::{Ec2, Entry, Fault, Table};
 use super::server::Double;
-use super::{ADDRESS, Node, told};
+use super::{ADDRESS, Node, told, wanted};
 use crate::cloud::pass::Made;
+use crate::cloud::worker::{Job, Reach, Worker};
 use crate::plan::backend::CloudConfig;
 
 const OWN: &str = "10.5.1.0/24";
@@ -298,6 +299,47 @@ async fn keys_of_the_environment_go_before_the_role_and_no_keys_are_told() {
     });
     node.settle().await;
     assert_eq!(double.state().wrong, Vec::<String>::new());
+}
+
+/// The task, not only one pass.
+#[tokio::test]
+async fn a_table_that_the_config_no_longer_names_is_left() {
+    let double = start();
+    double
+        .state()
+        .tables
+        .insert("rtb-next".to_owned(), Table::default());
+    let job = |tables: &[&str]| Job {
+        kind: "aws-vpc",
+        config: CloudConfig {
+            tables: tables.iter().map(|table| (*table).to_owned()).collect(),
+            ..CloudConfig::default()
+        },
+        address: ADDRESS,
+        wanted: wanted(),
+        reach: Reach {
+            api_url: Some(double.url()),
+            metadata_url: Some(double.url()),
+            credentials_file: None,
+            resync: Duration::from_secs(300),
+        },
+    };
+    let mut worker = Worker::start();
+    let hops = || ["rtb-main", "rtb-next"].map(|table| double.state().hop(table, OWN).is_some());
+    for (tables, has) in [
+        (&["rtb-main"][..], [true, false]),
+        (&["rtb-main", "rtb-next"], [true, true]),
+        (&["rtb-next"], [false, true]),
+    ] {
+        worker.submit(job(tables));
+        loop {
+            let outcome = worker.outcome().await;
+            if worker.is_last(&outcome) && outcome.pass.is_settled() {
+                break;
+            }
+        }
+        assert_eq!(hops(), has, "{tables:?}");
+    }
 }
 
 #[tokio::test]

@@ -66,6 +66,9 @@ pub(super) static TENCENT: Definition = cloud("tencent-vpc", |options, network| 
     parse(options, network, "tencent-vpc", keyed)
 });
 
+/// The file in the state directory that records what the provider was seen to have.
+pub(crate) const MEMORY: &str = "cloud-routes.json";
+
 /// The backend type in their leases.
 const LEASE_TYPE: &str = "";
 
@@ -74,7 +77,7 @@ const fn cloud(kind: &'static str, parse: super::table::Parse) -> Definition {
     Definition {
         leaves_routes: true,
         side_by_side: true,
-        is_cloud: true,
+        memory: Some(MEMORY),
         ..Definition::new(kind, parse)
     }
 }

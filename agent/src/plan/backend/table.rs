@@ -55,8 +55,6 @@ pub struct Definition {
     /// Whether it can run beside its successor until the last peer has switched. Not so if encrypted traffic would
     /// continue in plain text or the reverse, and not for the administrator's commands.
     pub(crate) side_by_side: bool,
-    /// Whether a cloud provider of the same name has its routes.
-    pub(crate) is_cloud: bool,
 }
 
 impl Definition {
@@ -71,7 +69,6 @@ impl Definition {
             runs_commands: false,
             leaves_routes: false,
             side_by_side: false,
-            is_cloud: false,
         }
     }
 

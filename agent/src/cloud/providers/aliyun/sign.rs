@@ -94,11 +94,11 @@ mod tests {
             now: 1_698_315_752,
             nonce: "3156853299f313e23d1673dc12e1703d",
         };
-        let mut key = AccessKey {
-            id: "YourAccessKeyId".to_owned(),
-            secret: Secret::new("YourAccessKeySecret".to_owned()),
-            token: None,
-        };
+        let mut key = AccessKey::new(
+            "YourAccessKeyId".to_owned(),
+            "YourAccessKeySecret".to_owned(),
+            None,
+        );
         let headers = call.headers(&key);
         assert_eq!(
             headers.last().unwrap().1,

@@ -9,10 +9,11 @@ use super::*;
 use crate::base::retry::next_random;
 use crate::base::time::rfc3339;
 use crate::cloud::providers::double::{
-    Cloud, Double, Question, Reply, in_the_way, net, settle, shown, wanted,
+    Cloud, Double, Question, Reply, access, in_the_way, net, settle, shown, start, wanted,
 };
 use crate::cloud::sign::{hex, hmac_sha256, sha256_hex};
 use crate::plan::backend::CloudConfig;
+use crate::settings::Secret;
 
 const TABLE: &str = "vtb-bp1r9pvl4xen8s9ju";
 const OWN: &str = "i-bp1own";
@@ -123,7 +124,7 @@ impl Vpc {
         if id != format!("STS.{}", self.key) {
             return Some(refused(404, "InvalidAccessKeyId.NotFound"));
         }
-        let all = question.headers.keys().map(|name| name.as_str());
+        let all = question.headers.iter().map(|(name, _)| name.as_str());
         let mut must: Vec<&str> = all
             .filter(|name| name.starts_with("x-acs-") || *name == "host")
             .collect();
@@ -277,9 +278,9 @@ impl Cloud for Vpc {
     }
 }
 
-async fn double(vpc: Vpc) -> (Double<Vpc>, Aliyun) {
-    let double = Double::start(vpc).await;
-    let aliyun = Aliyun::new(double.access(CloudConfig::default()));
+fn double(vpc: Vpc) -> (Double<Vpc>, Aliyun) {
+    let double = start(vpc);
+    let aliyun = Aliyun::new(access(&double, CloudConfig::default()));
     (double, aliyun)
 }
 
@@ -323,15 +324,15 @@ async fn the_subnets_table_is_listed_whole_and_changed() {
     }
     vpc.has("0.0.0.0/0", "ngw-1", "").hop_type = "NatGateway";
     vpc.has("10.0.0.0/8", "", "").r#type = "System";
-    let (double, mut aliyun) = double(vpc).await;
+    let (double, mut aliyun) = double(vpc);
     let aliyun: &mut dyn RouteTable = &mut aliyun;
     assert_eq!(aliyun.tables().await.unwrap(), [TABLE]);
     assert_eq!(aliyun.list(&table()).await.unwrap().len(), 32);
-    let before = double.cloud().routes.clone();
+    let before = double.state().routes.clone();
     settle(aliyun, &wanted(), 10).await;
     let has = aliyun.list(&table()).await.unwrap();
     assert!(shown(&has).contains(&"10.5.1.0/24 own ours".to_owned()));
-    assert_eq!(double.cloud().routes[..32], before);
+    assert_eq!(double.state().routes[..32], before);
     let own = has
         .iter()
         .find(|route| route.target == Target::Own)
@@ -339,7 +340,7 @@ async fn the_subnets_table_is_listed_whole_and_changed() {
     aliyun.remove(&table(), own).await.unwrap();
     // Again: it is gone already.
     aliyun.remove(&table(), own).await.unwrap();
-    assert_eq!(double.cloud().routes, before);
+    assert_eq!(double.state().routes, before);
     assert_eq!(
         aliyun.allow_forwarding(&[]).await.unwrap(),
         Forwarding::Allowed
@@ -354,7 +355,7 @@ async fn only_our_own_routes_give_way() {
     vpc.has("10.5.7.0/24", OWN, NAME);
     vpc.has("10.5.2.0/24", "i-peer", "");
     vpc.has("10.5.8.0/24", OWN, "db");
-    let (double, mut aliyun) = double(vpc).await;
+    let (double, mut aliyun) = double(vpc);
     settle(&mut aliyun, &wanted(), 10).await;
     let has = RouteTable::list(&mut aliyun, &table()).await.unwrap();
     assert_eq!(
@@ -368,19 +369,19 @@ async fn only_our_own_routes_give_way() {
     drop(double);
     let mut vpc = Vpc::new();
     vpc.has("10.5.1.0/24", "i-other", "db");
-    let (double, mut aliyun) = self::double(vpc).await;
+    let (double, mut aliyun) = self::double(vpc);
     let command = in_the_way(&mut aliyun, &wanted()).await;
     assert_eq!(command, "aliyun vpc DeleteRouteEntry --RouteEntryId rte-1");
-    assert_eq!(double.cloud().routes[0].hop, "i-other");
+    assert_eq!(double.state().routes[0].hop, "i-other");
 }
 
 #[tokio::test]
 async fn refusals_say_what_to_do() {
-    let (double, mut aliyun) = double(Vpc::new()).await;
+    let (double, mut aliyun) = double(Vpc::new());
     let aliyun: &mut dyn RouteTable = &mut aliyun;
     let own = net("10.5.1.0/24");
     let throttled = refused(400, "Throttling.User").with("retry-after", 7);
-    double.cloud().instead = vec![
+    double.state().instead = vec![
         ("CreateRouteEntry", throttled),
         (
             "CreateRouteEntry",
@@ -422,7 +423,7 @@ async fn refusals_say_what_to_do() {
         assert_eq!(error.is_transient(), transient, "{error}");
         assert_eq!(error.retry_after().map(|wait| wait.as_secs()), wait);
     }
-    double.cloud().quota = 1;
+    double.state().quota = 1;
     aliyun.add(&table(), own).await.unwrap();
     // The first is pending, so another has to wait; then the table is full.
     let next = net("10.5.3.0/24");
@@ -436,9 +437,9 @@ async fn refusals_say_what_to_do() {
 
 #[tokio::test]
 async fn a_roles_key_is_renewed_and_never_shown() {
-    let (double, mut aliyun) = double(Vpc::new()).await;
+    let (double, mut aliyun) = double(Vpc::new());
     assert!(RouteTable::list(&mut aliyun, &table()).await.is_ok());
-    double.cloud().key = 2;
+    double.state().key = 2;
     let error = RouteTable::list(&mut aliyun, &table()).await.unwrap_err();
     assert!(matches!(error, CloudError::Credentials { .. }), "{error}");
     assert!(RouteTable::list(&mut aliyun, &table()).await.is_ok());
@@ -449,13 +450,13 @@ async fn a_roles_key_is_renewed_and_never_shown() {
     // A service that knows no tokens.
     let mut vpc = Vpc::new();
     vpc.hardened = false;
-    let (_double, mut aliyun) = self::double(vpc).await;
+    let (_double, mut aliyun) = self::double(vpc);
     assert_eq!(aliyun.tables().await.unwrap(), [TABLE]);
 }
 
 #[tokio::test]
 async fn keys_of_config_environment_and_file_come_before_the_roles() {
-    let double = Double::start(Vpc::new()).await;
+    let double = start(Vpc::new());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("credentials");
     std::fs::write(
@@ -463,7 +464,7 @@ async fn keys_of_config_environment_and_file_come_before_the_roles() {
         "[other]\naccess_key_id = no\n[default]\ntype = access_key\naccess_key_id = file\naccess_key_secret = s3\n",
     )
     .unwrap();
-    let mut access = double.access(CloudConfig::default());
+    let mut access = access(&double, CloudConfig::default());
     access.credentials_file = Some(path);
     let mut aliyun = Aliyun::new(access);
     assert_eq!(aliyun.key().await.unwrap().id, "file");
@@ -478,8 +479,8 @@ async fn keys_of_config_environment_and_file_come_before_the_roles() {
     aliyun.access.config.access_key = Some(("config".to_owned(), Secret::new("s1".to_owned())));
     aliyun.key = None;
     let key = aliyun.key().await.unwrap();
-    assert_eq!(key, AccessKey::lasting("config".into(), "s1".into()));
-    assert!(double.cloud().calls.is_empty());
+    assert_eq!(key, AccessKey::new("config".into(), "s1".into(), None));
+    assert!(double.state().calls.is_empty());
 }
 
 /// Any troubles, with and without an effect, end in the wanted table, and nobody else's route is touched.
@@ -495,9 +496,9 @@ async fn any_troubles_end_in_the_wanted_table() {
             vpc.has("10.5.1.0/24", "i-dead", NAME);
         }
         vpc.trouble = Some((seed, 30));
-        let (double, mut aliyun) = double(vpc).await;
+        let (double, mut aliyun) = double(vpc);
         settle(&mut aliyun, &wanted(), 60).await;
-        let routes = double.cloud().routes.clone();
+        let routes = double.state().routes.clone();
         let mut texts: Vec<String> = routes
             .iter()
             .map(|route| format!("{} {}", route.destination, route.hop))
@@ -518,11 +519,11 @@ async fn any_troubles_end_in_the_wanted_table() {
 /// A key that ends soon is replaced before.
 #[tokio::test]
 async fn a_key_that_ends_soon_is_not_used() {
-    let (_double, mut aliyun) = double(Vpc::new()).await;
+    let (_double, mut aliyun) = double(Vpc::new());
     let now = secs(SystemTime::now());
     for (ends, is_kept) in [(now + 60, false), (now + 3600, true)] {
         aliyun.key = Some(crate::cloud::access::Kept {
-            value: AccessKey::lasting("kept".into(), "x".into()),
+            value: AccessKey::new("kept".into(), "x".into(), None),
             ends: Some(ends),
         });
         assert_eq!(aliyun.key().await.unwrap().id == "kept", is_kept);

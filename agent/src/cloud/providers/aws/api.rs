@@ -3,11 +3,12 @@
 use hyper::Method;
 use hyper::body::Bytes;
 
-use super::credentials::{self, Keys};
+use super::credentials;
 use super::sigv4::{Scope, Signed, authorization};
 use crate::base::time::rfc3339;
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::{CloudError, shown};
+use crate::cloud::providers::access_key::AccessKey;
 use crate::cloud::sign::form;
 use crate::cloud::transport::{Answer, Call};
 use crate::cloud::xml::Element;
@@ -54,7 +55,7 @@ pub(super) struct Ec2 {
     pub(super) region: String,
     /// `https://ec2.eu-west-1.amazonaws.com`.
     pub(super) server: String,
-    keys: Option<Kept<Keys>>,
+    keys: Option<Kept<AccessKey>>,
 }
 
 impl Ec2 {
@@ -135,7 +136,7 @@ impl Ec2 {
             ("host", host),
             ("x-amz-date", &time),
         ];
-        if let Some(session) = &keys.session {
+        if let Some(session) = &keys.token {
             headers.push(("x-amz-security-token", session.expose()));
         }
         let signed = Signed {
@@ -156,7 +157,7 @@ impl Ec2 {
             ("x-amz-date", time.clone()),
             ("authorization", signature),
         ];
-        if let Some(session) = &keys.session {
+        if let Some(session) = &keys.token {
             sent.push(("x-amz-security-token", session.expose().to_owned()));
         }
         let call = Call {

@@ -10,36 +10,24 @@ use super::METADATA;
 use crate::base::time::parse_rfc3339;
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
+use crate::cloud::providers::access_key::{AccessKey, Names, in_section};
 use crate::cloud::transport::Call;
-use crate::settings::Secret;
 
 /// How long a token of the metadata service (IMDSv2) is good, in seconds. The service allows up to six hours.
 const TOKEN_SECS: &str = "300";
 
-/// An access key.
-#[derive(Clone, Debug)]
-pub(super) struct Keys {
-    pub(super) id: String,
-    pub(super) secret: Secret,
-    /// The session token of temporary ones.
-    pub(super) session: Option<Secret>,
-}
-
-impl Keys {
-    fn new(id: String, secret: String, session: Option<String>) -> Self {
-        Self {
-            id,
-            secret: Secret::new(secret),
-            session: session.map(Secret::new),
-        }
-    }
-}
+/// The names in the shared file.
+const FILE: Names = Names {
+    id: "aws_access_key_id",
+    secret: "aws_secret_access_key",
+    token: "aws_session_token",
+};
 
 /// The current credentials, in the order of AWS's own programs.
 ///
 /// # Errors
 /// [`CloudError::Credentials`] says where there are none; else the metadata service could not be asked.
-pub(super) async fn find(access: &mut Access) -> Result<Kept<Keys>, CloudError> {
+pub(super) async fn find(access: &mut Access) -> Result<Kept<AccessKey>, CloudError> {
     if let Some(keys) = of_environment(access)? {
         return Ok(Kept {
             value: keys,
@@ -55,13 +43,13 @@ pub(super) async fn find(access: &mut Access) -> Result<Kept<Keys>, CloudError> 
     of_instance(access).await
 }
 
-fn of_environment(access: &Access) -> Result<Option<Keys>, CloudError> {
+fn of_environment(access: &Access) -> Result<Option<AccessKey>, CloudError> {
     let id = access.variable(&["AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"]);
     let secret = access.variable(&["AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"]);
     match (id, secret) {
         (Some(id), Some(secret)) => {
             let session = access.variable(&["AWS_SESSION_TOKEN"]);
-            Ok(Some(Keys::new(id, secret, session)))
+            Ok(Some(AccessKey::new(id, secret, session)))
         }
         (None, None) => Ok(None),
         (Some(_), None) => Err(missing(
@@ -80,7 +68,7 @@ fn missing(problem: impl Into<String>) -> CloudError {
 }
 
 /// The file of the settings must exist; the usual one need not.
-fn of_file(access: &Access) -> Result<Option<Keys>, CloudError> {
+fn of_file(access: &Access) -> Result<Option<AccessKey>, CloudError> {
     let named = access.credentials_file.clone().or_else(|| {
         let path = access.variable(&["AWS_SHARED_CREDENTIALS_FILE"]);
         path.map(PathBuf::from)
@@ -96,7 +84,7 @@ fn of_file(access: &Access) -> Result<Option<Keys>, CloudError> {
     let profile = access.variable(&["AWS_PROFILE"]);
     let profile = profile.as_deref().unwrap_or("default");
     match std::fs::read_to_string(&path) {
-        Ok(text) => match profile_of(&text, profile) {
+        Ok(text) => match in_section(&text, profile, &FILE) {
             Some(keys) => Ok(Some(keys)),
             None if must_exist => Err(missing(format!(
                 "{} has no aws_access_key_id and aws_secret_access_key under [{profile}]",
@@ -111,29 +99,6 @@ fn of_file(access: &Access) -> Result<Option<Keys>, CloudError> {
 
 fn unreadable(path: &Path, error: &std::io::Error) -> CloudError {
     missing(format!("failed to read {}: {error}", path.display()))
-}
-
-/// The keys of a profile in a file of the form of `~/.aws/credentials`.
-fn profile_of(text: &str, profile: &str) -> Option<Keys> {
-    let (mut id, mut secret, mut session) = (None, None, None);
-    let mut is_wanted = false;
-    for line in text.lines().map(str::trim) {
-        if line.starts_with(['#', ';']) {
-            continue;
-        }
-        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
-            is_wanted = name.trim() == profile;
-        } else if is_wanted && let Some((key, value)) = line.split_once('=') {
-            let value = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
-            match key.trim().to_ascii_lowercase().as_str() {
-                "aws_access_key_id" => id = value,
-                "aws_secret_access_key" => secret = value,
-                "aws_session_token" => session = value,
-                _ => (),
-            }
-        }
-    }
-    Some(Keys::new(id?, secret?, session))
 }
 
 /// What the metadata service answers for a role.
@@ -179,7 +144,7 @@ pub(super) async fn metadata_token(
     }
 }
 
-async fn of_instance(access: &mut Access) -> Result<Kept<Keys>, CloudError> {
+async fn of_instance(access: &mut Access) -> Result<Kept<AccessKey>, CloudError> {
     const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
     let token = metadata_token(access).await?;
     let roles = access.metadata(METADATA, ROLES, token.clone()).await?;
@@ -203,7 +168,7 @@ async fn of_instance(access: &mut Access) -> Result<Kept<Keys>, CloudError> {
     let ends = keys.expiration.as_deref().and_then(parse_rfc3339);
     let ends = ends.and_then(|ends| ends.duration_since(std::time::UNIX_EPOCH).ok());
     Ok(Kept {
-        value: Keys::new(id, secret, keys.token),
+        value: AccessKey::new(id, secret, keys.token),
         ends: ends.map(|ends| ends.as_secs()),
     })
 }
@@ -216,23 +181,23 @@ mod tests {
     #[test]
     fn a_profiles_keys_are_read_from_the_shared_file() {
         let text = "# ours\n[default]\naws_access_key_id=AKIAIOSFODNN7EXAMPLE\naws_secret_access_key=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n\n[user1]\nAWS_ACCESS_KEY_ID = AKIAI44QH8DHBEXAMPLE\naws_secret_access_key = je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY\naws_session_token = IQoJb3Jp=\nregion = eu-west-1\n";
-        let keys = profile_of(text, "default").unwrap();
+        let keys = in_section(text, "default", &FILE).unwrap();
         assert_eq!(keys.id, "AKIAIOSFODNN7EXAMPLE");
-        assert!(keys.session.is_none());
-        let keys = profile_of(text, "user1").unwrap();
+        assert!(keys.token.is_none());
+        let keys = in_section(text, "user1", &FILE).unwrap();
         assert_eq!(keys.id, "AKIAI44QH8DHBEXAMPLE");
         assert_eq!(
             keys.secret.expose(),
             "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"
         );
-        assert_eq!(keys.session.unwrap().expose(), "IQoJb3Jp=");
-        assert!(profile_of(text, "user2").is_none());
-        assert!(profile_of("[default]\naws_access_key_id = A\n", "default").is_none());
+        assert_eq!(keys.token.unwrap().expose(), "IQoJb3Jp=");
+        assert!(in_section(text, "user2", &FILE).is_none());
+        assert!(in_section("[default]\naws_access_key_id = A\n", "default", &FILE).is_none());
     }
 
     #[test]
     fn secrets_do_not_show() {
-        let keys = Keys::new("A".into(), "secret1".into(), Some("secret2".into()));
+        let keys = AccessKey::new("A".into(), "secret1".into(), Some("secret2".into()));
         assert!(!format!("{keys:?}").contains("secret1"));
         assert!(!format!("{keys:?}").contains("secret2"));
     }

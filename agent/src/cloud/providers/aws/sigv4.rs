@@ -1,6 +1,6 @@
 //! AWS Signature Version 4, as *Create a signed AWS API request* of the IAM User Guide specifies it.
 
-use super::credentials::Keys;
+use crate::cloud::providers::access_key::AccessKey;
 use crate::cloud::sign::{hex, hmac_sha256, sha256_hex};
 
 /// What is signed.
@@ -43,7 +43,7 @@ impl Scope<'_> {
 }
 
 /// The value of the header `Authorization`.
-pub(super) fn authorization(signed: Signed<'_>, scope: Scope<'_>, keys: &Keys) -> String {
+pub(super) fn authorization(signed: Signed<'_>, scope: Scope<'_>, keys: &AccessKey) -> String {
     let names: Vec<&str> = signed.headers.iter().map(|(name, _)| *name).collect();
     let names = names.join(";");
     let canonical = canonical_request(signed, &names);
@@ -72,7 +72,7 @@ fn canonical_request(signed: Signed<'_>, names: &str) -> String {
     text
 }
 
-fn signing_key(scope: Scope<'_>, keys: &Keys) -> Vec<u8> {
+fn signing_key(scope: Scope<'_>, keys: &AccessKey) -> Vec<u8> {
     let secret = format!("AWS4{}", keys.secret.expose());
     let mut key = secret.into_bytes();
     for part in [scope.date(), scope.region, scope.service, "aws4_request"] {
@@ -87,11 +87,11 @@ mod tests {
     use crate::settings::Secret;
 
     /// The credentials of AWS's documentation and of its test suite.
-    fn keys() -> Keys {
-        Keys {
+    fn keys() -> AccessKey {
+        AccessKey {
             id: "AKIDEXAMPLE".to_owned(),
             secret: Secret::new("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY".to_owned()),
-            session: None,
+            token: None,
         }
     }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::base::retry::next_random;
 use crate::base::time::secs;
 use crate::cloud::providers::double::{
-    Cloud, Double, Question, Reply, in_the_way, net, once, settle, shown, wanted,
+    Cloud, Double, Question, Reply, access, in_the_way, net, once, settle, shown, start, wanted,
 };
 use crate::plan::backend::CloudConfig;
 
@@ -306,9 +306,9 @@ impl Cloud for Group {
     }
 }
 
-async fn double(group: Group) -> (Double<Group>, Azure) {
-    let double = Double::start(group).await;
-    let azure = Azure::new(double.access(CloudConfig::default()));
+fn double(group: Group) -> (Double<Group>, Azure) {
+    let double = start(group);
+    let azure = Azure::new(access(&double, CloudConfig::default()));
     (double, azure)
 }
 
@@ -355,12 +355,12 @@ async fn the_subnets_table_is_listed_whole_and_changed() {
             group.has(&format!("r{number}"), &prefix, MACHINE, "10.0.0.9");
         }
         group.has("internet", "0.0.0.0/0", "Internet", "");
-        let (double, mut azure) = double(group).await;
+        let (double, mut azure) = double(group);
         let azure: &mut dyn RouteTable = &mut azure;
         let tables = azure.tables().await.unwrap();
         assert_eq!(tables, [table()]);
         assert_eq!(azure.list(&tables[0]).await.unwrap().len(), 11);
-        let before = double.cloud().routes.clone();
+        let before = double.state().routes.clone();
         settle(azure, &wanted(), 5).await;
         let has = azure.list(&tables[0]).await.unwrap();
         assert!(shown(&has).contains(&"10.5.1.0/24 own ours".to_owned()));
@@ -372,7 +372,7 @@ async fn the_subnets_table_is_listed_whole_and_changed() {
             matches!(again, Err(CloudError::Unavailable { .. })),
             "{again:?}"
         );
-        assert_eq!(double.cloud().routes, before);
+        assert_eq!(double.state().routes, before);
         let gone = azure.list(&format!("{GROUP}/gone")).await.unwrap_err();
         assert!(matches!(gone, CloudError::NotFound { .. }), "{gone}");
     }
@@ -380,18 +380,18 @@ async fn the_subnets_table_is_listed_whole_and_changed() {
 
 #[tokio::test]
 async fn tables_of_the_config_may_be_names() {
-    let double = Double::start(Group::new()).await;
+    let double = start(Group::new());
     let elsewhere = "/subscriptions/1/resourceGroups/2/providers/Microsoft.Network/routeTables/3";
     let config = CloudConfig {
         tables: vec!["table".to_owned(), elsewhere.to_owned()],
         ..CloudConfig::default()
     };
-    let mut azure = Azure::new(double.access(config));
+    let mut azure = Azure::new(access(&double, config));
     let tables = azure.tables().await.unwrap();
     assert_eq!(tables, [table(), elsewhere.to_owned()]);
     let mut group = Group::new();
     group.has_table = false;
-    let (_double, mut azure) = self::double(group).await;
+    let (_double, mut azure) = self::double(group);
     let error = azure.tables().await.unwrap_err();
     assert!(
         error.to_string().contains("az network vnet subnet update"),
@@ -403,21 +403,21 @@ async fn tables_of_the_config_may_be_names() {
 async fn a_route_of_ours_is_replaced_and_one_of_somebody_else_is_not() {
     let mut group = Group::new();
     group.has("selvage-10-5-1-0-24", "10.5.1.0/24", MACHINE, "10.0.0.8");
-    let (double, mut azure) = double(group).await;
+    let (double, mut azure) = double(group);
     // Listed, and then changed by somebody else.
     let listed = RouteTable::list(&mut azure, &table()).await.unwrap();
-    double.cloud().routes[0].etag += 1;
+    double.state().routes[0].etag += 1;
     let error = azure.replace(&table(), &listed[0]).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "PUT route: the provider cannot do this now (PreconditionFailed)"
     );
     settle(&mut azure, &wanted(), 3).await;
-    assert_eq!(double.cloud().routes[0].hop, OWN);
-    assert_eq!(double.cloud().routes.len(), 1);
+    assert_eq!(double.state().routes[0].hop, OWN);
+    assert_eq!(double.state().routes.len(), 1);
     let mut group = Group::new();
     group.has("db", "10.5.1.0/24", MACHINE, "10.0.0.9");
-    let (double, mut azure) = self::double(group).await;
+    let (double, mut azure) = self::double(group);
     assert_eq!(
         in_the_way(&mut azure, &wanted()).await,
         format!(
@@ -427,31 +427,31 @@ async fn a_route_of_ours_is_replaced_and_one_of_somebody_else_is_not() {
     );
     let error = azure.add(&table(), net("10.5.1.0/24")).await.unwrap_err();
     assert!(matches!(error, CloudError::Exists { .. }), "{error}");
-    assert_eq!(double.cloud().routes[0].hop, "10.0.0.9");
+    assert_eq!(double.state().routes[0].hop, "10.0.0.9");
 }
 
 #[tokio::test]
 async fn operations_are_followed_to_their_end() {
-    let (double, mut azure) = double(Group::new()).await;
+    let (double, mut azure) = double(Group::new());
     let azure: &mut dyn RouteTable = &mut azure;
     let (own, next) = (net("10.5.1.0/24"), net("10.5.3.0/24"));
     azure.add(&table(), own).await.unwrap();
-    let calls = double.cloud().calls.clone();
+    let calls = double.state().calls.clone();
     let polls = calls.iter().filter(|call| call.contains("/operations/"));
     assert_eq!(polls.count(), 2, "{calls:?}");
-    double.cloud().ends =
+    double.state().ends =
         r#"{"status":"Failed","error":{"code":"RoutesPerRouteTableLimitReached","message":"x"}}"#;
     let error = azure.add(&table(), next).await.unwrap_err();
     assert!(matches!(error, CloudError::Quota { .. }), "{error}");
     // Who may not see operations.
-    double.cloud().instead = vec![("GET", "/operations/", refused(403, "AuthorizationFailed"))];
+    double.state().instead = vec![("GET", "/operations/", refused(403, "AuthorizationFailed"))];
     azure.add(&table(), own).await.unwrap();
-    double.cloud().routes[0].updating = 0;
+    double.state().routes[0].updating = 0;
     // One that goes on for long.
-    double.cloud().routes.last_mut().unwrap().updating = 0;
-    double.cloud().ends = r#"{"status":"InProgress"}"#;
+    double.state().routes.last_mut().unwrap().updating = 0;
+    double.state().ends = r#"{"status":"InProgress"}"#;
     let slow = Reply::new(200, r#"{"status":"InProgress"}"#).with("retry-after", 60);
-    double.cloud().instead = vec![("GET", "/operations/", slow)];
+    double.state().instead = vec![("GET", "/operations/", slow)];
     let error = azure.add(&table(), next).await.unwrap_err();
     assert_eq!(error.to_string(), "PUT route 10.5.3.0/24 does not show yet");
     assert!(error.is_transient());
@@ -464,13 +464,13 @@ async fn operations_are_followed_to_their_end() {
 async fn forwarding_is_switched_on_or_told_how() {
     let mut group = Group::new();
     group.forwards = false;
-    let (double, mut azure) = double(group).await;
+    let (double, mut azure) = double(group);
     assert_eq!(azure.forward().await.unwrap(), Forwarding::SwitchedOn);
-    assert!(double.cloud().forwards);
+    assert!(double.state().forwards);
     assert_eq!(azure.forward().await.unwrap(), Forwarding::Allowed);
-    let calls = double.cloud().calls.len();
+    let calls = double.state().calls.len();
     assert_eq!(azure.forward().await.unwrap(), Forwarding::Allowed);
-    assert_eq!(double.cloud().calls.len(), calls);
+    assert_eq!(double.state().calls.len(), calls);
     for (is_scale_set, expected) in [
         (false, "az network nic update --ids"),
         (true, "az vmss update --ids"),
@@ -483,21 +483,21 @@ async fn forwarding_is_switched_on_or_told_how() {
             "/networkInterfaces/",
             refused(403, "AuthorizationFailed"),
         )];
-        let (double, mut azure) = self::double(group).await;
+        let (double, mut azure) = self::double(group);
         let Forwarding::Forbidden { command, .. } = azure.forward().await.unwrap() else {
             panic!("allowed");
         };
         assert!(command.starts_with(expected), "{command}");
-        assert!(!double.cloud().forwards);
+        assert!(!double.state().forwards);
     }
 }
 
 #[tokio::test]
 async fn refusals_say_what_to_do() {
-    let (double, mut azure) = double(Group::new()).await;
+    let (double, mut azure) = double(Group::new());
     let azure: &mut dyn RouteTable = &mut azure;
     let own = net("10.5.1.0/24");
-    double.cloud().instead = vec![
+    double.state().instead = vec![
         (
             "PUT",
             "/routes/",
@@ -538,13 +538,13 @@ async fn refusals_say_what_to_do() {
         assert_eq!(error.is_transient(), transient, "{error}");
         assert_eq!(error.retry_after().map(|wait| wait.as_secs()), wait);
     }
-    double.cloud().limit = 0;
+    double.state().limit = 0;
     let error = azure.add(&table(), own).await.unwrap_err();
     assert!(matches!(error, CloudError::Quota { .. }), "{error}");
     // A machine without an identity.
     let mut group = Group::new();
     group.token = 0;
-    let (_double, mut azure) = self::double(group).await;
+    let (_double, mut azure) = self::double(group);
     let error = RouteTable::list(&mut azure, &table()).await.unwrap_err();
     assert!(
         error.to_string().contains("az vm identity assign"),
@@ -554,17 +554,17 @@ async fn refusals_say_what_to_do() {
 
 #[tokio::test]
 async fn tokens_are_renewed_and_never_shown() {
-    let (double, mut azure) = double(Group::new()).await;
+    let (double, mut azure) = double(Group::new());
     assert!(RouteTable::list(&mut azure, &table()).await.is_ok());
-    double.cloud().token = 2;
+    double.state().token = 2;
     assert!(RouteTable::list(&mut azure, &table()).await.is_ok());
     let texts = format!("{:?} {:?}", azure.token, azure.access);
     assert!(!texts.contains(SECRET), "{texts}");
     azure.token.as_mut().unwrap().ends = Some(secs(SystemTime::now()) + 60);
-    double.cloud().token = 3;
-    let calls = double.cloud().calls.len();
+    double.state().token = 3;
+    let calls = double.state().calls.len();
     assert!(RouteTable::list(&mut azure, &table()).await.is_ok());
-    assert_eq!(double.cloud().calls.len(), calls + 1);
+    assert_eq!(double.state().calls.len(), calls + 1);
 }
 
 /// The login server of "OAuth 2.0 client credentials flow", and the resource manager behind it.
@@ -592,8 +592,8 @@ impl Cloud for Login {
 
 #[tokio::test]
 async fn a_service_principal_comes_before_the_managed_identity() {
-    let double = Double::start(Login(Group::new())).await;
-    let mut access = double.access(CloudConfig::default());
+    let double = start(Login(Group::new()));
+    let mut access = access(&double, CloudConfig::default());
     access.variable = |name| {
         let value = match name {
             "AZURE_TENANT_ID" => "tenant-1",
@@ -628,18 +628,18 @@ async fn any_troubles_end_in_the_wanted_table() {
             group.has("selvage-10-5-1-0-24", "10.5.1.0/24", MACHINE, "10.0.0.8");
         }
         group.trouble = Some((seed, 40));
-        let (double, mut azure) = double(group).await;
+        let (double, mut azure) = double(group);
         for _ in 0..80 {
             // Nobody follows an operation whose answer was lost.
             if !once(&mut azure, &wanted()).await.problems.is_empty() {
-                for route in &mut double.cloud().routes {
+                for route in &mut double.state().routes {
                     route.updating = 0;
                 }
             }
         }
         settle(&mut azure, &wanted(), 3).await;
         let mut texts: Vec<String> = double
-            .cloud()
+            .state()
             .routes
             .iter()
             .map(|route| format!("{} {}", route.prefix, route.hop))

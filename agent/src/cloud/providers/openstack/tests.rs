@@ -8,7 +8,7 @@ use super::*;
 use crate::base::retry::next_random;
 use crate::base::time::{rfc3339, secs};
 use crate::cloud::providers::double::{
-    Cloud, Double, Question, Reply, in_the_way, net, settle, shown, wanted,
+    Cloud, Double, Question, Reply, access, in_the_way, net, settle, shown, start, wanted,
 };
 use crate::plan::backend::CloudConfig;
 
@@ -285,9 +285,9 @@ fn variable(name: &str) -> Option<String> {
     Some(value.to_owned())
 }
 
-async fn double(project: Project) -> (Double<Project>, OpenStack) {
-    let double = Double::start(project).await;
-    let mut access = double.access(CloudConfig::default());
+fn double(project: Project) -> (Double<Project>, OpenStack) {
+    let double = start(project);
+    let mut access = access(&double, CloudConfig::default());
     access.variable = variable;
     (double, OpenStack::new(access))
 }
@@ -340,12 +340,12 @@ async fn the_router_of_the_subnet_is_found_and_changed_in_either_way() {
         project.is_atomic = is_atomic;
         project.has_revisions = has_revisions;
         project.has("172.16.0.0/16", "10.0.0.20");
-        let (double, mut openstack) = double(project).await;
+        let (double, mut openstack) = double(project);
         let openstack: &mut dyn RouteTable = &mut openstack;
         assert_eq!(openstack.tables().await.unwrap(), [ROUTER]);
         settle(openstack, &wanted(), 4).await;
         let both = ["10.5.1.0/24 10.0.0.7", "172.16.0.0/16 10.0.0.20"];
-        assert_eq!(hops(&double.cloud()), both);
+        assert_eq!(hops(&double.state()), both);
         openstack.add(&table(), net("10.5.1.0/24")).await.unwrap();
         let has = openstack.list(&table()).await.unwrap();
         let own = has
@@ -354,8 +354,8 @@ async fn the_router_of_the_subnet_is_found_and_changed_in_either_way() {
             .unwrap();
         openstack.remove(&table(), own).await.unwrap();
         openstack.remove(&table(), own).await.unwrap();
-        assert_eq!(hops(&double.cloud()), both[1..]);
-        assert_eq!(double.cloud().logins, 1);
+        assert_eq!(hops(&double.state()), both[1..]);
+        assert_eq!(double.state().logins, 1);
         let gone = openstack.list(&"gone".to_owned()).await.unwrap_err();
         assert_eq!(gone.to_string(), "GET router: gone does not exist");
     }
@@ -367,9 +367,9 @@ async fn a_list_that_others_write_too_loses_nothing() {
         let mut project = Project::new();
         project.is_atomic = is_atomic;
         project.races = races;
-        let (double, mut openstack) = double(project).await;
+        let (double, mut openstack) = double(project);
         openstack.add(ROUTER, net("10.5.1.0/24")).await.unwrap();
-        let hops = hops(&double.cloud());
+        let hops = hops(&double.state());
         assert!(hops.contains(&"10.5.1.0/24 10.0.0.7".to_owned()));
         let others = hops.len() - 1;
         assert_eq!(others, if is_atomic { 1 } else { 3 }, "{hops:?}");
@@ -377,7 +377,7 @@ async fn a_list_that_others_write_too_loses_nothing() {
     let mut project = Project::new();
     project.is_atomic = false;
     project.races = 100;
-    let (_double, mut openstack) = double(project).await;
+    let (_double, mut openstack) = double(project);
     let error = openstack.add(ROUTER, net("10.5.1.0/24")).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
 }
@@ -393,10 +393,10 @@ async fn only_routes_to_nobody_give_way() {
         project.has("10.5.7.0/24", "10.0.0.30");
         project.has("10.5.8.0/24", "10.0.0.9");
         project.has("10.5.9.0/24", "192.168.3.3");
-        let (double, mut openstack) = double(project).await;
+        let (double, mut openstack) = double(project);
         settle(&mut openstack, &wanted(), 4).await;
         assert_eq!(
-            hops(&double.cloud()),
+            hops(&double.state()),
             [
                 "10.5.1.0/24 10.0.0.7",
                 "10.5.8.0/24 10.0.0.9",
@@ -412,31 +412,31 @@ async fn a_route_of_somebody_else_to_the_own_subnet_is_never_joined() {
         let mut project = Project::new();
         project.is_atomic = is_atomic;
         project.has("10.5.1.0/24", "10.0.0.9");
-        let (double, mut openstack) = double(project).await;
+        let (double, mut openstack) = double(project);
         // It was not there when the router was listed.
         let error = openstack.add(ROUTER, net("10.5.1.0/24")).await.unwrap_err();
         assert!(matches!(error, CloudError::Exists { .. }), "{error}");
-        assert_eq!(hops(&double.cloud()), ["10.5.1.0/24 10.0.0.9"]);
+        assert_eq!(hops(&double.state()), ["10.5.1.0/24 10.0.0.9"]);
         assert_eq!(
             in_the_way(&mut openstack, &wanted()).await,
             format!(
                 "openstack router remove route --route destination=10.5.1.0/24,gateway=10.0.0.9 {ROUTER}"
             )
         );
-        assert_eq!(hops(&double.cloud()), ["10.5.1.0/24 10.0.0.9"]);
+        assert_eq!(hops(&double.state()), ["10.5.1.0/24 10.0.0.9"]);
     }
 }
 
 #[tokio::test]
 async fn the_port_lets_the_own_subnet_through() {
     let own = [net("10.5.1.0/24")];
-    let (double, mut openstack) = double(Project::new()).await;
-    double.cloud().pairs =
+    let (double, mut openstack) = double(Project::new());
+    double.state().pairs =
         vec![json!({"ip_address": "10.0.0.100", "mac_address": "fa:16:3e:c4:cd:3f"})];
     let forwarding = openstack.allow(&own).await.unwrap();
     assert_eq!(forwarding, Forwarding::SwitchedOn);
     assert_eq!(
-        double.cloud().pairs,
+        double.state().pairs,
         [
             json!({"ip_address": "10.0.0.100", "mac_address": "fa:16:3e:c4:cd:3f"}),
             json!({"ip_address": "10.5.1.0/24"})
@@ -444,19 +444,19 @@ async fn the_port_lets_the_own_subnet_through() {
     );
     assert_eq!(openstack.allow(&own).await.unwrap(), Forwarding::Allowed);
     // A wider pair, and a port without security.
-    double.cloud().pairs = vec![json!({"ip_address": "10.5.0.0/16"})];
+    double.state().pairs = vec![json!({"ip_address": "10.5.0.0/16"})];
     assert_eq!(openstack.allow(&own).await.unwrap(), Forwarding::Allowed);
-    double.cloud().pairs.clear();
-    double.cloud().has_port_security = false;
+    double.state().pairs.clear();
+    double.state().has_port_security = false;
     assert_eq!(openstack.allow(&own).await.unwrap(), Forwarding::Allowed);
     // Somebody changes the port at the same time.
-    double.cloud().has_port_security = true;
-    double.cloud().instead = vec![("PUT", "/own", failed(412, "RevisionNumberConstraintFailed"))];
+    double.state().has_port_security = true;
+    double.state().instead = vec![("PUT", "/own", failed(412, "RevisionNumberConstraintFailed"))];
     let forwarding = openstack.allow(&own).await.unwrap();
     assert_eq!(forwarding, Forwarding::SwitchedOn);
     // Who may not is told the command.
-    double.cloud().pairs.clear();
-    double.cloud().instead = vec![("PUT", "/own", failed(403, "PolicyNotAuthorized"))];
+    double.state().pairs.clear();
+    double.state().instead = vec![("PUT", "/own", failed(403, "PolicyNotAuthorized"))];
     let Forwarding::Forbidden { problem, command } = openstack.allow(&own).await.unwrap() else {
         panic!("allowed");
     };
@@ -472,11 +472,11 @@ async fn the_port_lets_the_own_subnet_through() {
 
 #[tokio::test]
 async fn refusals_say_what_to_do() {
-    let (double, mut openstack) = double(Project::new()).await;
+    let (double, mut openstack) = double(Project::new());
     let openstack: &mut dyn RouteTable = &mut openstack;
     let own = net("10.5.1.0/24");
     let end = "add_extraroutes";
-    double.cloud().instead = vec![
+    double.state().instead = vec![
         ("PUT", end, Reply::new(429, "").with("retry-after", 5)),
         ("PUT", end, failed(403, "PolicyNotAuthorized")),
         ("PUT", end, failed(400, "InvalidRoutes")),
@@ -509,7 +509,7 @@ async fn refusals_say_what_to_do() {
         assert_eq!(error.is_transient(), transient, "{error}");
         assert_eq!(error.retry_after().map(|wait| wait.as_secs()), wait);
     }
-    double.cloud().quota = 0;
+    double.state().quota = 0;
     let error = openstack.add(&table(), own).await.unwrap_err();
     assert!(matches!(error, CloudError::Quota { .. }), "{error}");
     assert!(error.to_string().contains("max_routes"), "{error}");
@@ -517,11 +517,11 @@ async fn refusals_say_what_to_do() {
 
 #[tokio::test]
 async fn a_revoked_token_is_replaced_and_nothing_secret_is_shown() {
-    let (double, mut openstack) = double(Project::new()).await;
+    let (double, mut openstack) = double(Project::new());
     assert!(openstack.list(ROUTER).await.is_ok());
-    double.cloud().token = 2;
+    double.state().token = 2;
     assert!(openstack.list(ROUTER).await.is_ok());
-    assert_eq!(double.cloud().logins, 2);
+    assert_eq!(double.state().logins, 2);
     let texts = format!("{:?} {:?}", openstack.session, openstack.access);
     assert!(
         !texts.contains("token-2") && !texts.contains(PASSWORD),
@@ -544,9 +544,9 @@ async fn a_revoked_token_is_replaced_and_nothing_secret_is_shown() {
     assert!(openstack.list(ROUTER).await.is_ok());
     let soon = secs(SystemTime::now()) + 60;
     openstack.session.as_mut().unwrap().ends = Some(soon);
-    let logins = double.cloud().logins;
+    let logins = double.state().logins;
     assert!(openstack.list(ROUTER).await.is_ok());
-    assert_eq!(double.cloud().logins, logins + 1);
+    assert_eq!(double.state().logins, logins + 1);
 }
 
 /// Any troubles, with and without an effect, end in the wanted list, and nobody else's route is touched.
@@ -562,13 +562,13 @@ async fn any_troubles_end_in_the_wanted_list() {
             project.has("10.5.1.0/24", "10.0.0.30");
         }
         project.trouble = Some((seed, 40));
-        let (double, mut openstack) = double(project).await;
+        let (double, mut openstack) = double(project);
         settle(&mut openstack, &wanted(), 80).await;
         let expected = [
             "10.5.1.0/24 10.0.0.7",
             "10.5.9.0/24 10.0.0.9",
             "172.16.0.0/16 10.0.0.20",
         ];
-        assert_eq!(hops(&double.cloud()), expected, "{seed}");
+        assert_eq!(hops(&double.state()), expected, "{seed}");
     }
 }

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// An error.
@@ -19,6 +20,13 @@ pub(super) struct Failed {
 pub(super) struct Refusal {
     pub(super) r#type: String,
     pub(super) message: String,
+}
+
+/// An extension that there is.
+#[derive(Debug, Deserialize)]
+pub(super) struct OneExtension {
+    #[expect(dead_code, reason = "what counts is that it is there")]
+    extension: IgnoredAny,
 }
 
 /// A page of ports.

@@ -92,11 +92,11 @@ mod tests {
             body: r#"{"Limit": 1, "Filters": [{"Values": ["\u672a\u547d\u540d"], "Name": "instance-name"}]}"#,
             now: 1_551_113_065,
         };
-        let mut key = AccessKey {
-            id: "AKIDz8krbsJ5yKBZQpn74WFkmLPx3*******".to_owned(),
-            secret: Secret::new("Gu5t9xGARNpq86cd98joQYCN3*******".to_owned()),
-            token: None,
-        };
+        let mut key = AccessKey::new(
+            "AKIDz8krbsJ5yKBZQpn74WFkmLPx3*******".to_owned(),
+            "Gu5t9xGARNpq86cd98joQYCN3*******".to_owned(),
+            None,
+        );
         let headers = call.headers(&key);
         assert_eq!(
             headers.last().unwrap().1,

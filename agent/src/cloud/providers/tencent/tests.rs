@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::base::retry::next_random;
 use crate::cloud::providers::double::{
-    Cloud, Double, Question, Reply, in_the_way, net, settle, shown, wanted,
+    Cloud, Double, Question, Reply, access, in_the_way, net, settle, shown, start, wanted,
 };
 use crate::cloud::sign::{hex, hmac_sha256, sha256_hex};
 use crate::plan::backend::CloudConfig;
+use crate::settings::Secret;
 
 const TABLE: &str = "rtb-l2h8d7c2";
 const OWN: &str = "10.0.0.7";
@@ -263,9 +264,9 @@ impl Cloud for Vpc {
     }
 }
 
-async fn double(vpc: Vpc) -> (Double<Vpc>, Tencent) {
-    let double = Double::start(vpc).await;
-    let tencent = Tencent::new(double.access(CloudConfig::default()));
+fn double(vpc: Vpc) -> (Double<Vpc>, Tencent) {
+    let double = start(vpc);
+    let tencent = Tencent::new(access(&double, CloudConfig::default()));
     (double, tencent)
 }
 
@@ -307,19 +308,19 @@ async fn the_subnets_table_is_found_and_changed() {
     let mut vpc = Vpc::new();
     vpc.has("0.0.0.0/0", "nat-1", "").r#type = "NAT".to_owned();
     vpc.has("10.5.8.0/24", OWN, "db");
-    let (double, mut tencent) = double(vpc).await;
+    let (double, mut tencent) = double(vpc);
     let tencent: &mut dyn RouteTable = &mut tencent;
     assert_eq!(tencent.tables().await.unwrap(), [TABLE]);
-    let before = double.cloud().routes.clone();
+    let before = double.state().routes.clone();
     settle(tencent, &wanted(), 10).await;
     let has = tencent.list(&table()).await.unwrap();
     assert!(shown(&has).contains(&"10.5.1.0/24 own ours".to_owned()));
-    assert_eq!(double.cloud().routes[..2], before);
+    assert_eq!(double.state().routes[..2], before);
     let ours = has.iter().find(|route| route.mark == Mark::Ours).unwrap();
     tencent.remove(&table(), ours).await.unwrap();
     // Again: it is gone already.
     tencent.remove(&table(), ours).await.unwrap();
-    assert_eq!(double.cloud().routes, before);
+    assert_eq!(double.state().routes, before);
     assert_eq!(
         tencent.allow_forwarding(&[]).await.unwrap(),
         Forwarding::Allowed
@@ -340,29 +341,29 @@ async fn a_route_of_ours_or_one_that_is_off_is_replaced_in_place() {
     ] {
         let mut vpc = Vpc::new();
         vpc.has("10.5.1.0/24", hop, description).enabled = enabled;
-        let (double, mut tencent) = double(vpc).await;
+        let (double, mut tencent) = double(vpc);
         settle(&mut tencent, &wanted(), 3).await;
-        let routes = &double.cloud().routes;
+        let routes = &double.state().routes;
         assert_eq!(routes.len(), 1);
         assert_eq!((&*routes[0].hop, routes[0].enabled), (OWN, true));
         assert_eq!(routes[0].id, 14915);
     }
     let mut vpc = Vpc::new();
     vpc.has("10.5.1.0/24", "10.0.0.9", "db");
-    let (double, mut tencent) = double(vpc).await;
+    let (double, mut tencent) = double(vpc);
     assert_eq!(
         in_the_way(&mut tencent, &wanted()).await,
         r#"tccli vpc DeleteRoutes --RouteTableId rtb-l2h8d7c2 --Routes '[{"RouteId": 14915}]'"#
     );
-    assert_eq!(double.cloud().routes[0].hop, "10.0.0.9");
+    assert_eq!(double.state().routes[0].hop, "10.0.0.9");
 }
 
 #[tokio::test]
 async fn refusals_say_what_to_do() {
-    let (double, mut tencent) = double(Vpc::new()).await;
+    let (double, mut tencent) = double(Vpc::new());
     let tencent: &mut dyn RouteTable = &mut tencent;
     let own = net("10.5.1.0/24");
-    double.cloud().instead = vec![
+    double.state().instead = vec![
         ("CreateRoutes", refused("RequestLimitExceeded")),
         ("CreateRoutes", refused("UnauthorizedOperation")),
         ("CreateRoutes", refused("InvalidParameterValue.Malformed")),
@@ -398,7 +399,7 @@ async fn refusals_say_what_to_do() {
         assert_eq!(error.is_transient(), transient, "{error}");
         assert_eq!(error.retry_after().map(|wait| wait.as_secs()), wait);
     }
-    double.cloud().quota = 1;
+    double.state().quota = 1;
     tencent.add(&table(), own).await.unwrap();
     let error = tencent.add(&table(), own).await.unwrap_err();
     assert!(matches!(error, CloudError::Exists { .. }), "{error}");
@@ -408,9 +409,9 @@ async fn refusals_say_what_to_do() {
 
 #[tokio::test]
 async fn a_roles_key_is_renewed_and_never_shown() {
-    let (double, mut tencent) = double(Vpc::new()).await;
+    let (double, mut tencent) = double(Vpc::new());
     assert!(RouteTable::list(&mut tencent, &table()).await.is_ok());
-    double.cloud().key = 2;
+    double.state().key = 2;
     let error = RouteTable::list(&mut tencent, &table()).await.unwrap_err();
     assert!(matches!(error, CloudError::Credentials { .. }), "{error}");
     assert!(RouteTable::list(&mut tencent, &table()).await.is_ok());
@@ -422,11 +423,11 @@ async fn a_roles_key_is_renewed_and_never_shown() {
 
 #[tokio::test]
 async fn keys_of_config_environment_and_file_come_before_the_roles() {
-    let double = Double::start(Vpc::new()).await;
+    let double = start(Vpc::new());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("credentials");
     std::fs::write(&path, "[default]\nsecret_id=file\nsecret_key=s3\n").unwrap();
-    let mut access = double.access(CloudConfig::default());
+    let mut access = access(&double, CloudConfig::default());
     access.credentials_file = Some(path.clone());
     let mut tencent = Tencent::new(access);
     assert_eq!(tencent.key().await.unwrap().id, "file");
@@ -443,7 +444,7 @@ async fn keys_of_config_environment_and_file_come_before_the_roles() {
     tencent.access.config.access_key = Some(("config".to_owned(), Secret::new("s1".to_owned())));
     tencent.key = None;
     let key = tencent.key().await.unwrap();
-    assert_eq!(key, AccessKey::lasting("config".into(), "s1".into()));
+    assert_eq!(key, AccessKey::new("config".into(), "s1".into(), None));
 }
 
 /// Any troubles, with and without an effect, end in the wanted table, and nobody else's route is touched.
@@ -458,9 +459,9 @@ async fn any_troubles_end_in_the_wanted_table() {
             vpc.has("10.5.1.0/24", "10.0.0.8", DESCRIPTION);
         }
         vpc.trouble = Some((seed, 30));
-        let (double, mut tencent) = double(vpc).await;
+        let (double, mut tencent) = double(vpc);
         settle(&mut tencent, &wanted(), 60).await;
-        let routes = double.cloud().routes.clone();
+        let routes = double.state().routes.clone();
         let mut texts: Vec<String> = routes
             .iter()
             .map(|route| format!("{} {}", route.destination, route.hop))

@@ -131,9 +131,18 @@ impl Accepted {
     }
 }
 
+/// Compares all tables and makes the changes, as [`run_except`].
+pub(crate) async fn run(
+    routes: &mut dyn RouteTable,
+    wanted: &Wanted,
+    accepted: &mut Accepted,
+) -> Pass {
+    run_except(routes, wanted, accepted, &[]).await
+}
+
 /// Compares all tables but some and makes the changes. A failure in one table does not keep the others from being
 /// changed, unless it shows that no call can succeed now.
-pub(crate) async fn run(
+pub(crate) async fn run_except(
     routes: &mut dyn RouteTable,
     wanted: &Wanted,
     accepted: &mut Accepted,

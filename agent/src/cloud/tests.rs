@@ -72,7 +72,7 @@ impl Node {
     }
 
     async fn pass(&mut self) -> Pass {
-        pass::run(&mut *self.routes, &self.wanted, &mut self.accepted, &[]).await
+        pass::run(&mut *self.routes, &self.wanted, &mut self.accepted).await
     }
 
     /// Passes until one is settled.

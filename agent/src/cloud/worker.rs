@@ -155,8 +155,17 @@ struct Open {
 }
 
 impl Open {
-    async fn pass(&mut self, wanted: &Wanted, except: &[Seen]) -> Pass {
-        pass::run(&mut *self.routes, wanted, &mut self.accepted, except).await
+    async fn pass(&mut self, wanted: &Wanted) -> Pass {
+        pass::run(&mut *self.routes, wanted, &mut self.accepted).await
+    }
+
+    /// Removes what is ours from all tables but those that are still used.
+    async fn leave(&mut self, used: &[Seen]) -> Pass {
+        let nothing = Wanted {
+            own: BTreeSet::new(),
+            ..self.job.wanted.clone()
+        };
+        pass::run_except(&mut *self.routes, &nothing, &mut self.accepted, used).await
     }
 
     /// Whether another job is for other tables, not only for another way to the same ones.
@@ -168,11 +177,7 @@ impl Open {
 /// Removes our routes from tables that are no longer used; what goes wrong counts as the present ones'.
 async fn leave(left: &mut Vec<Open>, present: &mut Pass) {
     for mut open in std::mem::take(left) {
-        let wanted = Wanted {
-            own: BTreeSet::new(),
-            ..open.job.wanted.clone()
-        };
-        let pass = open.pass(&wanted, &present.tables).await;
+        let pass = open.leave(&present.tables).await;
         present.made.removed += pass.made.removed;
         if pass.is_settled() {
             continue;
@@ -213,7 +218,7 @@ async fn work(
         let Some(mut current) = kept.or_else(|| open_provider(&job)) else {
             continue;
         };
-        let mut pass = current.pass(&job.wanted, &[]).await;
+        let mut pass = current.pass(&job.wanted).await;
         if pass.is_settled() {
             leave(&mut left, &mut pass).await;
         }

@@ -19,8 +19,11 @@ fn node(double: &Double<Ec2>) -> Node {
     Node::new("aws-vpc", &double.url(), CloudConfig::default())
 }
 
-fn own_interface(double: &Double<Ec2>) -> Option<String> {
-    Some(double.state().instances[0].interface.clone())
+/// Whether a table routes the own subnet to the instance under test.
+fn leads_here(double: &Double<Ec2>, table: &str) -> bool {
+    let state = double.state();
+    let interface = state.instances[0].interface.clone();
+    state.hop(table, OWN) == Some(interface)
 }
 
 fn entry(destination: &str, hop: &str) -> Entry {
@@ -50,8 +53,7 @@ async fn a_node_switches_the_check_off_and_adds_its_route() {
     // Every signature was right.
     assert_eq!(state.wrong, Vec::<String>::new());
     drop(state);
-    let hop = double.state().hop("rtb-main", OWN);
-    assert_eq!(hop, own_interface(&double));
+    assert!(leads_here(&double, "rtb-main"));
 }
 
 #[tokio::test]
@@ -70,7 +72,7 @@ async fn the_subnets_own_table_goes_before_the_main_one_on_whatever_page() {
     let tables = tables.map(|(id, table)| (id.to_owned(), table));
     double.state().tables.extend(tables);
     node(&double).settle().await;
-    assert_eq!(double.state().hop("rtb-a", OWN), own_interface(&double));
+    assert!(leads_here(&double, "rtb-a"));
     for other in ["rtb-main", "rtb-b"] {
         assert_eq!(double.state().hop(other, OWN), None);
     }
@@ -110,7 +112,7 @@ async fn a_full_table_does_not_keep_the_route_out_of_the_others() {
     );
     let complete: Vec<bool> = pass.tables.iter().map(|table| table.is_complete).collect();
     assert_eq!(complete, [false, true]);
-    assert_eq!(double.state().hop("rtb-roomy", OWN), own_interface(&double));
+    assert!(leads_here(&double, "rtb-roomy"));
     // Room was made, and the third table too.
     double.state().quota = 3;
     double
@@ -247,7 +249,7 @@ async fn a_dead_nodes_route_for_our_subnet_is_replaced_and_a_live_ones_is_report
     let mut node = node(&double);
     node.settle().await;
     assert_eq!(double.state().count("ReplaceRoute"), 1);
-    assert_eq!(double.state().hop("rtb-main", OWN), own_interface(&double));
+    assert!(leads_here(&double, "rtb-main"));
 
     set("igw-1");
     let pass = node.pass().await;

@@ -249,7 +249,7 @@ fn wanted(own: Ipv4Net) -> Wanted {
 async fn happen(event: Event, memory: &mut Memory, accepted: &mut Accepted, want: &mut Wanted) {
     match event {
         Event::Pass => {
-            pass::run(memory, want, accepted, &[]).await;
+            pass::run(memory, want, accepted).await;
             memory.fates.clear();
         }
         Event::Fates(fates) => memory.fates = fates.into(),
@@ -319,7 +319,7 @@ proptest! {
             let mut last = Pass::default();
             for _ in 0..3 {
                 tokio::time::advance(Duration::from_secs(61)).await;
-                last = pass::run(&mut memory, &want, &mut accepted, &[]).await;
+                last = pass::run(&mut memory, &want, &mut accepted).await;
             }
             prop_assert_eq!(&memory.touched, &None);
             prop_assert!(!last.is_pending, "{:?}", last);

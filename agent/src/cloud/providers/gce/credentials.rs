@@ -207,7 +207,7 @@ mod tests {
                 "h_96-mK1R_7glhsum81dZxjTnYynPbZpHziZjeeHcXYsXaaMwkOlODsWa7I9xXDoRwbKgB719rrmI2oKr6N3Do9U0ajaHF-NKJnwgjMd2w9cjz3_-kyNlxAr2v4IKhGNpmM5iIgOS1VZnOZ68m6_pbLBSp3nssTdlqvd0tIiTHU",
             ),
             qInv: decode(
-                "IYd7DHOhrWvxkwPQsRM2tOgrjbcrfvtQJipd-DlcxyVuuMR9sQkoOzpSFh2L3g7jFjKPlvnT0t0ImaGmAkTcbVG0ChCwDcQMh3ZTu6f_JUVHdpEkdY_m9Uqd_Pe-dsCGaTLPOFtc5A4wUbkzW4IgBPvzFGQ0aA0yqFMKHZ0_qnI",
+                "IYd7DHOhrWvxkwPQsRM2tOgrjbcrfvtQJipd-DlcxyVuuM9sQLdgjVk2oy26F0EmpScGLq2MowX7fhd_QJQ3ydy5cY7YIBi87w93IKLEdfnbJtoOPLUW0ITrJReOgo1cq9SbsxYawBgfp_gh6A5603k2-ZQwVK0JKSHuLFkuQ3U",
             ),
         };
         let key = KeyPair::from_components(&components).unwrap();

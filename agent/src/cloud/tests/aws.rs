@@ -50,7 +50,8 @@ async fn a_node_switches_the_check_off_and_adds_its_route() {
     assert!(!state.instances[0].is_checked);
     assert_eq!(state.count("CreateRoute"), 1);
     assert_eq!(state.count("ModifyNetworkInterfaceAttribute"), 1);
-    // Every signature was right.
+    // Every signature was right, and of the time that the transport's clock shows.
+    assert_eq!(state.signed_at, "20150830T123600Z");
     assert_eq!(state.wrong, Vec::<String>::new());
     drop(state);
     assert!(leads_here(&double, "rtb-main"));

@@ -258,6 +258,7 @@ pub(crate) fn healthy() -> Status {
             network: None,
             settings_rejected: None,
             settings_pending: Vec::new(),
+            cloud: None,
             ..full.agent
         },
         health: Health::new(State::Ready, Vec::new()),

@@ -258,7 +258,6 @@ pub(crate) fn healthy() -> Status {
             network: None,
             settings_rejected: None,
             settings_pending: Vec::new(),
-            cloud: None,
             ..full.agent
         },
         health: Health::new(State::Ready, Vec::new()),
@@ -315,6 +314,7 @@ pub(crate) fn healthy() -> Status {
             },
         ],
         clock: Clock::default(),
+        cloud: None,
         ..full
     }
 }

@@ -297,6 +297,17 @@ impl<S: LeaseStore> Agent<'_, S> {
                         self.end_reload(overlay, &tasks);
                     }
                 }
+                outcome = overlay.cloud_passed() => {
+                    let (outcome, opened) = overlay.take_cloud(outcome);
+                    match outcome {
+                        Ok(()) => tasks.cloud_routes.done(),
+                        // It repeats itself.
+                        Err(problem) => tasks.cloud_routes.stuck(&problem),
+                    }
+                    if opened {
+                        tasks.programmed_all(overlay.program().await);
+                    }
+                }
                 ended = overlay.commands_ended() => match overlay.take_commands(ended) {
                     Ok(()) => tasks.programmed_all(overlay.program().await),
                     Err(error) => tasks.programmed_part(Err(error)),
@@ -328,8 +339,9 @@ impl<S: LeaseStore> Agent<'_, S> {
                 Some(Ok(prepared)) = self.preparing.join_next() => {
                     self.prepared(overlay, prepared, &mut tasks).await;
                 }
-                // One at a time, so that the latest attributes are also written last.
-                () = tasks.publish.due(), if self.publishing.is_empty() => {
+                // One at a time, so that the latest attributes are also written last; and after the provider has the
+                // routes that peers are then to use.
+                () = tasks.publish.due(), if self.publishing.is_empty() && overlay.may_publish() => {
                     self.publish(overlay, &mut tasks);
                 }
                 Some(Ok(outcome)) = self.publishing.join_next() => {

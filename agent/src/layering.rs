@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use regex_lite::Regex;
 
 /// The folders from the ground up. Each imports those before it.
-const ORDER: [&str; 10] = [
+const ORDER: [&str; 11] = [
     "base",
     "settings",
     "cluster",
     "plan",
+    "cloud",
     "host",
     "telemetry",
     "agent",

@@ -8,12 +8,13 @@
 //!
 //! What other nodes publish is untrusted input: it passes the peer table before any backend sees it.
 //!
-//! The folders, from the ground up: [`base`], [`settings`], [`cluster`], [`plan`], [`host`], [`telemetry`], then [`agent`],
+//! The folders, from the ground up: [`base`], [`settings`], [`cluster`], [`plan`], `cloud`, [`host`], [`telemetry`], then [`agent`],
 //! [`flannel`], [`appliance`] and [`command`]. `README.md` draws them.
 
 pub mod agent;
 pub mod appliance;
 pub mod base;
+mod cloud;
 pub mod cluster;
 pub mod command;
 pub mod flannel;

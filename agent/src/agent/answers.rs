@@ -80,6 +80,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             underlay: Some(overlay.underlay()),
             devices: overlay.devices().await,
             firewall: Some(overlay.firewall()),
+            cloud: overlay.cloud_status(),
             kernel: Kernel {
                 interval_seconds: self.settings.agent.resync.as_secs(),
                 ..overlay.kernel()

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::overlay::{self, EarlierRun, Membership, Overlay, Programmed};
+use super::overlay::{self, CloudRoutes, EarlierRun, Membership, Overlay, Programmed};
 use super::{Agent, node_faults, sample, task};
 use crate::base::logging::chain;
 use crate::cluster::lease::{LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, SubnetKey};
@@ -17,15 +17,16 @@ impl<S: LeaseStore> Agent<'_, S> {
     pub(super) async fn join(&mut self, mut executor: Executor) -> (Overlay, Programmed) {
         self.report_joining(Cause::new(Code::Starting, "starting"));
         let mut retry = task::new_retry();
+        let mut cloud = CloudRoutes::new(&self.settings.files.state_dir);
         loop {
             let reason = match self.become_member(&mut executor).await {
                 Ok((membership, leases)) => {
-                    let mut overlay = Overlay::new(&self.settings, membership, executor);
+                    let mut overlay = Overlay::new(&self.settings, membership, (executor, cloud));
                     overlay.begin(leases);
                     match overlay.join().await {
                         Ok(programmed) => return (overlay, programmed),
                         Err(reason) => {
-                            executor = overlay.into_executor();
+                            (executor, cloud) = overlay.into_parts();
                             reason
                         }
                     }

@@ -1,6 +1,7 @@
 //! The overlay of this host: its state. [`program`] brings that into the kernel, the ruleset and `subnet.env`.
 
 mod change;
+mod cloud;
 mod earlier_run;
 mod error;
 mod firewall;
@@ -19,6 +20,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::warn;
 
 pub(crate) use self::change::{duplicate_to_yield_to, duplicates};
+pub(crate) use self::cloud::CloudRoutes;
 pub(crate) use self::earlier_run::EarlierRun;
 pub(crate) use self::error::{ConnectError, Failed};
 pub(crate) use self::firewall::rules_of_earlier_run;
@@ -27,6 +29,7 @@ use self::greet::Greetings;
 use self::journal::Journal;
 pub(crate) use self::program::Programmed;
 use crate::base::net::Leased;
+use crate::cloud::worker::Reach;
 use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
@@ -103,6 +106,9 @@ pub(crate) struct Overlay {
     /// The firewall backend that was last used.
     firewall_mode: Option<Mode>,
     firewall_settings: crate::settings::Firewall,
+    /// The cloud provider's routes, if the backend has them there.
+    cloud: CloudRoutes,
+    cloud_reach: Reach,
     subnet_file: PathBuf,
     /// Whether the kernel has been programmed once, for the log.
     programmed: bool,
@@ -114,7 +120,11 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     /// The overlay with the own lease and no peers yet; programs nothing.
-    pub(crate) fn new(settings: &Settings, membership: Membership, executor: Executor) -> Self {
+    pub(crate) fn new(
+        settings: &Settings,
+        membership: Membership,
+        (executor, cloud): (Executor, CloudRoutes),
+    ) -> Self {
         let Membership {
             config,
             underlay,
@@ -140,6 +150,8 @@ impl Overlay {
             ),
             firewall_mode: None,
             firewall_settings: settings.firewall.clone(),
+            cloud,
+            cloud_reach: cloud::reach(settings),
             subnet_file: settings.files.subnet_file.clone(),
             programmed: false,
             old_network_removed: false,
@@ -244,9 +256,9 @@ impl Overlay {
         (v4, v6)
     }
 
-    /// Returns the executor; changes nothing on the host.
-    pub(crate) fn into_executor(self) -> Executor {
-        self.reconciler.into_executor()
+    /// Returns the executor and the provider's routes; changes nothing.
+    pub(crate) fn into_parts(self) -> (Executor, CloudRoutes) {
+        (self.reconciler.into_executor(), self.cloud)
     }
 
     /// Judges and plans all peers again, after the own lease or the backend changed.

@@ -146,6 +146,8 @@ pub(super) struct Tasks {
     pub(super) program: Task,
     /// Programming the firewall.
     pub(super) firewall: Task,
+    /// Keeping the cloud provider's routes, which their own task does.
+    pub(super) cloud_routes: Task,
     /// Writing `subnet.env`.
     pub(super) subnet_file: Task,
     /// Taking a lease in place of a lost one.
@@ -169,6 +171,10 @@ impl Default for Tasks {
         Self {
             program: Task::new(TaskName::Program, "program the kernel"),
             firewall: Task::new(TaskName::Firewall, "program the firewall"),
+            cloud_routes: Task::new(
+                TaskName::CloudRoutes,
+                "have the subnet routed by the provider",
+            ),
             subnet_file: Task::new(
                 TaskName::SubnetFile,
                 "pass the subnet to container runtimes",
@@ -188,10 +194,11 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    pub(super) fn all(&self) -> [&Task; 9] {
+    pub(super) fn all(&self) -> [&Task; 10] {
         [
             &self.program,
             &self.firewall,
+            &self.cloud_routes,
             &self.subnet_file,
             &self.lease,
             &self.renewal,

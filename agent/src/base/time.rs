@@ -17,6 +17,12 @@ pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     Some(UNIX_EPOCH + time.unix_duration())
 }
 
+/// Seconds since 1970; 0 before.
+pub(crate) fn secs(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

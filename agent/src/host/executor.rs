@@ -8,10 +8,11 @@
 //! | hooks | a task that runs commands | hooks |
 //! | claims | names of abstract sockets | none: the devices and networks of this agent |
 //!
-//! A backend whose objects are elsewhere, such as in a cloud provider's route table or a separate daemon, adds a part:
-//! its keys in [`Key`], a field of [`Executor`], and its turn in [`Executor::observe`] and [`Executor::apply`].
+//! A backend whose objects are elsewhere, such as in a separate daemon, adds a part: its keys in [`Key`], a field of
+//! [`Executor`], and its turn in [`Executor::observe`] and [`Executor::apply`].
 //!
-//! The packet filter is not a part: its rules are one object, updated by a separate task ([`crate::host::firewall`]).
+//! The packet filter is not a part: its rules are one object, updated by a separate task ([`crate::host::firewall`]). Nor
+//! are a cloud provider's routes, which take seconds to look at (`cloud::worker`).
 
 mod claims;
 mod data_plane;

@@ -195,6 +195,7 @@ fn needs(settings: &Settings, sources: &[PathBuf]) -> CapsHashSet {
         &remote.certfile,
         &remote.keyfile,
         &settings.kubernetes.kubeconfig,
+        &settings.cloud.credentials_file,
     ];
     let state = fs::read_dir(&files.state_dir).into_iter().flatten();
     let mut state = state.flatten().map(|entry| entry.path());

@@ -7,6 +7,7 @@
 //! To add one: a file under `backend/`, its `mod` line below, and a line in [`table`].
 
 pub mod alloc;
+mod cloud;
 pub mod extension;
 pub mod host_gw;
 pub mod ipip;
@@ -22,6 +23,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+pub use self::cloud::CloudConfig;
+pub(crate) use self::cloud::MEMORY as CLOUD_MEMORY;
 pub(crate) use self::opening::{FirstCommand, Opening};
 pub use self::opening::{Setup, Unfit};
 pub use self::table::{BackendConfig, BackendConfigError, Definition};
@@ -55,6 +58,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// A caution for operators who use it on this host.
     fn caution(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What it wants from a cloud provider's route tables: own subnets to this instance. `None` if nothing.
+    fn cloud(&self) -> Option<&CloudConfig> {
         None
     }
 

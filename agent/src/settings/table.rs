@@ -203,6 +203,21 @@ settings! {
             flag "ip-blackhole-route" "BOOL", help "Drop packets to unused addresses",
             default "false", commands RUN, on_reload Live;
     }
+    /// How a cloud provider is reached whose route tables have the routes; not used by other backends.
+    cloud: Cloud, "Cloud" {
+        /// The API server, in place of all that the provider has, such as a private endpoint; `None` for the provider's.
+        api_url: Option<String> = optional(API_URL), Text key "api-url",
+            flag "cloud-api-url" "URL", help "Cloud API server, if not the provider's own",
+            default "none", commands RUN | RARE, on_reload Restart;
+        /// The metadata service of the instance; `None` for the provider's.
+        metadata_url: Option<String> = optional(API_URL), Text key "metadata-url",
+            flag "cloud-metadata-url" "URL", help "Metadata service, if not the provider's own",
+            default "none", commands RUN | RARE, on_reload Restart;
+        /// Credentials in the provider's own form; `None` for the instance's role.
+        credentials_file: Option<PathBuf> = optional(PATH), Path key "credentials-file",
+            flag "cloud-credentials-file" "FILE", help "Cloud credentials, if not the instance's role",
+            default "none", commands RUN | RARE, on_reload Restart;
+    }
     /// What is written where; absolute paths. Those of a named network are where flannel 0.5 had its subnet files.
     files: Files, "Files and health" {
         /// The subnet file, for container runtimes.

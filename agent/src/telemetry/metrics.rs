@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use self::process::Process;
 use self::text::{Kind, Text};
 use crate::host::udp::{Counters, Metric};
-use crate::telemetry::status::{Device, Kernel, State, Status, TaskName};
+use crate::telemetry::status::{Cloud, Device, Kernel, State, Status, TaskName};
 
 mod process;
 pub(crate) mod text;
@@ -198,6 +198,9 @@ impl Sample {
             peers.write(&mut text);
         }
         self.write_kernel(&mut text);
+        if let Some(cloud) = &self.status.cloud {
+            write_cloud(&mut text, cloud);
+        }
         self.write_rest(&mut text);
         self.write_devices(&mut text);
         if let Some(counters) = &self.data_plane {
@@ -483,6 +486,50 @@ impl Peers {
             refused.with(&[("reason", reason)], count);
         }
     }
+}
+
+fn write_cloud(text: &mut Text, cloud: &Cloud) {
+    let missing = cloud.tables.iter().filter(|table| !table.complete).count();
+    text.gauge(
+        "selvage_cloud_tables",
+        "Route tables of the cloud provider that should lead to this host.",
+        cloud.tables.len(),
+    );
+    text.gauge(
+        "selvage_cloud_tables_incomplete",
+        "Those without the route to this host, when last seen.",
+        missing,
+    );
+    // The provider's limit is on each table alone.
+    text.gauge(
+        "selvage_cloud_table_routes",
+        "IPv4 routes of the fullest of these tables, of all hosts and others.",
+        (cloud.tables.iter().map(|table| table.routes).max()).unwrap_or_default(),
+    );
+    if let Some(at) = cloud.settled_time {
+        text.gauge(
+            "selvage_cloud_settled_timestamp_seconds",
+            "When all tables were last seen to be in order, in seconds since the Unix epoch.",
+            at,
+        );
+    }
+    let mut changes = text.family(
+        "selvage_cloud_route_changes_total",
+        Kind::Counter,
+        "Routes of the cloud provider added, replaced or removed.",
+    );
+    for (operation, count) in [
+        ("added", cloud.added),
+        ("replaced", cloud.replaced),
+        ("removed", cloud.removed),
+    ] {
+        changes.with(&[("operation", operation)], count);
+    }
+    text.counter(
+        "selvage_cloud_failures_total",
+        "Looks at the route tables that did not succeed.",
+        cloud.failures,
+    );
 }
 
 fn write_data_plane(text: &mut Text, counters: &Counters) {

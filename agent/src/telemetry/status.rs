@@ -52,6 +52,9 @@ pub struct Status {
     pub devices: Vec<Device>,
     /// The packet filter.
     pub firewall: Option<Firewall>,
+    /// The cloud provider's route tables; `None` unless the backend uses them.
+    #[serde(default)]
+    pub cloud: Option<Cloud>,
     /// The results of resyncs with the kernel.
     pub kernel: Kernel,
     /// The files for container runtimes.
@@ -278,6 +281,43 @@ pub struct Firewall {
     pub programmed: u64,
     /// When they were last programmed.
     pub programmed_time: Option<u64>,
+}
+
+/// The cloud provider's route tables, as this node keeps them.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Cloud {
+    /// The backend, by its name: `aws-vpc`, `gce`, …
+    pub provider: String,
+    /// The destinations that should lead to this instance; empty while the last routes are being removed.
+    pub wanted: Vec<IpNet>,
+    /// The tables as last seen.
+    pub tables: Vec<CloudTable>,
+    /// When everything was last seen to be in order; `None` if it never was.
+    pub settled_time: Option<u64>,
+    /// The pause before the next look, unless something changes.
+    pub next_seconds: u64,
+    /// Routes added since the start of the process.
+    pub added: u64,
+    /// Routes that led elsewhere and were pointed to this instance.
+    pub replaced: u64,
+    /// Routes removed: of earlier subnets of this node, and of dead nodes.
+    pub removed: u64,
+    /// Looks at the tables that did not succeed.
+    pub failures: u64,
+    /// What was wrong at the last look. Not all of it keeps the overlay from being ready: routes that were seen stay in
+    /// force while the provider does not answer.
+    pub causes: Vec<Cause>,
+}
+
+/// A route table.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CloudTable {
+    /// The provider's ID.
+    pub id: String,
+    /// How many IPv4 routes it has, for all nodes and others.
+    pub routes: usize,
+    /// Whether it has all routes of this node.
+    pub complete: bool,
 }
 
 /// The results of resyncs with the kernel.
@@ -581,6 +621,7 @@ impl Status {
             underlay: None,
             devices: Vec::new(),
             firewall: None,
+            cloud: None,
             kernel: Kernel::default(),
             files: Files::default(),
             docker: None,

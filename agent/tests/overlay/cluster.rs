@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -19,7 +20,8 @@ pub(crate) const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"
 
 /// An etcd server and the virtual switch that all hosts hang on.
 pub(crate) struct Store {
-    namespace: Namespace,
+    /// Where etcd runs, which can be a gateway.
+    pub(crate) namespace: Arc<Namespace>,
     /// The switch; the port of host `number` is `port` and 10 more than the number.
     pub(crate) switch: Namespace,
     data: TempDir,
@@ -64,7 +66,7 @@ impl Store {
         namespace.ip("link set eth0 up");
         let data = TempDir::new().expect("a directory for etcd");
         let mut store = Self {
-            namespace,
+            namespace: Arc::new(namespace),
             switch,
             data,
             size,

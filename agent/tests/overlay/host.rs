@@ -394,7 +394,7 @@ impl Host {
     }
 
     /// Does what Docker does with `subnet.env`: a bridge with the subnet's first address, a container with the second.
-    fn start_container(&mut self) {
+    pub(crate) fn start_container(&mut self) {
         let mtu = self.subnet_env("FLANNEL_MTU");
         let host = &self.namespace;
         let (bridge, port) = match self.network {

@@ -21,8 +21,12 @@ mod authority;
 mod backends;
 mod boot_check;
 mod clock;
+mod clouds;
 mod cluster;
 mod config;
+#[expect(dead_code, reason = "the unit tests use all of it")]
+#[path = "../clouds/ec2.rs"]
+mod ec2;
 mod extension;
 mod faults;
 mod firewall;
@@ -38,6 +42,8 @@ mod privileges;
 mod readiness;
 mod reload;
 mod secrets;
+#[path = "../clouds/server.rs"]
+mod server;
 mod status;
 mod stuck;
 mod survival;

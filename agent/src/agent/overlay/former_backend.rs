@@ -14,7 +14,7 @@ use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, SubnetKey};
 use crate::cluster::peers::PeerTable;
 use crate::cluster::refusal::PeerRefusal;
-use crate::plan::backend::{Backend, table};
+use crate::plan::backend::{Backend, CloudConfig, table};
 use crate::plan::state::{Key, Object, State};
 use crate::plan::underlay::Underlay;
 
@@ -55,6 +55,11 @@ impl FormerBackend {
         self.backend.kind()
     }
 
+    /// Its name and what it wants from the provider's tables, if it uses them.
+    pub(super) fn cloud(&self) -> Option<(&'static str, &CloudConfig)> {
+        Some((self.kind(), self.backend.cloud()?))
+    }
+
     /// The backend's devices.
     pub(super) fn links(&self) -> Vec<InterfaceName> {
         self.backend.scope().links
@@ -72,7 +77,10 @@ impl FormerBackend {
 
     /// Drops the peers that have followed, moved or gone, and those refused for another reason than their backend, such
     /// as a host address in their subnet. Returns whether it can be removed.
-    pub(super) fn settle(&mut self, table: &PeerTable, now: Instant) -> bool {
+    ///
+    /// While the present backend is not ready to send, such as a provider that drops what this instance forwards, peers
+    /// that have followed stay.
+    pub(super) fn settle(&mut self, table: &PeerTable, is_next_ready: bool, now: Instant) -> bool {
         let latest = |key: &SubnetKey, lease: &Lease| {
             let refusal = table.refusal(key);
             let is_usable =
@@ -88,7 +96,7 @@ impl FormerBackend {
             let Some(latest) = latest(key, lease) else {
                 return false;
             };
-            let stays = latest.attrs.backend_type == lease.attrs.backend_type;
+            let stays = !is_next_ready || latest.attrs.backend_type == lease.attrs.backend_type;
             if !stays {
                 self.followed.insert(*key, Arc::clone(lease));
             }
@@ -163,12 +171,12 @@ mod tests {
     fn peer_whose_subnet_holds_an_address_that_the_host_was_given_is_let_go() {
         let (mut former, mut table, own, config) = changed();
         let peer = lease(2, 2, 2).key;
-        former.settle(&table, Instant::now());
+        former.settle(&table, true, Instant::now());
         assert!(former.has(&peer));
         for (address, stays) in [("10.6.2.7/24", true), ("10.5.2.7/24", false)] {
             table.set_host(HostNets::of_one(address.parse().unwrap()));
             table.rejudge(&config, &own, Box::new(|_| Ok(())));
-            former.settle(&table, Instant::now());
+            former.settle(&table, true, Instant::now());
             assert_eq!(former.has(&peer), stays, "{address}");
         }
     }
@@ -189,7 +197,7 @@ mod tests {
             followed: BTreeMap::new(),
             end: None,
         };
-        former.settle(&table, Instant::now());
+        former.settle(&table, true, Instant::now());
         let mut wanted = State::new();
         former.add_to(&OWN, &mut wanted);
         let keys = wanted.keys().map(ToString::to_string);
@@ -214,6 +222,21 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_has_followed_stays_until_the_next_way_is_open() {
+        let (mut former, mut table, ..) = changed();
+        let mut followed = lease(2, 2, 2);
+        followed.attrs.backend_type = String::new();
+        table.apply(LeaseEvent::Changes {
+            set: vec![followed.clone()],
+            removed: Vec::new(),
+        });
+        for (is_next_ready, stays) in [(false, true), (true, false)] {
+            former.settle(&table, is_next_ready, Instant::now());
+            assert_eq!(former.has(&followed.key), stays, "{is_next_ready}");
+        }
+    }
+
+    #[test]
     fn former_way_goes_on_over_the_underlay_of_now() {
         let (mut former, table, ..) = changed();
         let mut moved = underlay();
@@ -223,7 +246,7 @@ mod tests {
             v4
         });
         former.follow(&moved);
-        former.settle(&table, Instant::now());
+        former.settle(&table, true, Instant::now());
         let mut wanted = State::new();
         former.add_to(&OWN, &mut wanted);
         let local = wanted.iter().find_map(|(key, object)| match (key, object) {

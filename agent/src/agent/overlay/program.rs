@@ -88,6 +88,7 @@ impl Overlay {
             return programmed;
         }
         self.program_firewall();
+        self.program_cloud();
         // Write the subnet file even if the firewall fails: containers must not stay on a subnet that may already
         // belong to another node.
         let written = self.write_subnet_file();
@@ -131,7 +132,7 @@ impl Overlay {
             let outcome = self.firewall_passed().await;
             match self.take_firewall(outcome) {
                 None => (),
-                Some(Ok(())) => return Ok(programmed),
+                Some(Ok(())) => break,
                 Some(Err(error)) => {
                     return Err(error
                         .to_cause()
@@ -139,6 +140,8 @@ impl Overlay {
                 }
             }
         }
+        self.join_cloud().await?;
+        Ok(programmed)
     }
 
     pub(super) async fn program_kernel(&mut self) -> Result<Report, KernelError> {
@@ -187,8 +190,9 @@ impl Overlay {
 
     fn settle_former_backends(&mut self) {
         let (now, peers) = (Instant::now(), &self.peers);
+        let is_next_ready = self.cloud_is_settled();
         self.former_backends.retain_mut(|former| {
-            let is_over = former.settle(peers, now);
+            let is_over = former.settle(peers, is_next_ready, now);
             if is_over {
                 info!(
                     backend = former.kind(),

@@ -16,6 +16,7 @@ mod advice;
 mod agent;
 mod certificates;
 mod clock;
+mod cloud_routes;
 mod duplicates;
 mod kernel;
 mod lease;
@@ -33,6 +34,7 @@ pub(super) fn checks() -> Vec<Check> {
         lease::EXPIRY,
         certificates::CHECK,
         clock::CHECK,
+        cloud_routes::CHECK,
         nat::CHECK,
         duplicates::CHECK,
         overlap::CHECK,

@@ -86,6 +86,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
         underlay: underlay.map(|(underlay, _)| underlay),
         devices: observed.devices,
         firewall,
+        cloud: None,
         kernel: Kernel {
             interval_seconds: settings.agent.resync.as_secs(),
             ..Kernel::default()

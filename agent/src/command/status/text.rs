@@ -15,7 +15,7 @@ pub(crate) use self::table::{Cell, Column, Table};
 use crate::base::terminal::{Style, Tone};
 use crate::base::words::{ago, bytes, duration, grouped, harmless, micros, times};
 use crate::telemetry::status::{
-    Clock, Device, Docker, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
+    Clock, Cloud, Device, Docker, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
 };
 
 /// The width of the label column, including the gap.
@@ -111,6 +111,9 @@ impl Page {
         match &status.firewall {
             Some(firewall) => self.firewall(firewall, now, stopped),
             None => self.line("Firewall", unknown),
+        }
+        if let Some(cloud) = &status.cloud {
+            self.cloud(cloud, now);
         }
         if !stopped {
             self.kernel(&status.kernel, now);
@@ -282,6 +285,43 @@ impl Page {
             let (how_often, at) = (times(firewall.programmed), ago(now, at));
             let last = if firewall.programmed > 1 { "last " } else { "" };
             self.line("", &format!("rules written {how_often}, {last}{at}"));
+        }
+    }
+
+    /// The provider's tables, and what is wrong with them.
+    fn cloud(&mut self, cloud: &Cloud, now: u64) {
+        let seen = match cloud.settled_time {
+            Some(at) => format!("in order {}", ago(now, at)),
+            None => "not seen in order yet".to_owned(),
+        };
+        let next = duration(cloud.next_seconds);
+        let provider = &cloud.provider;
+        self.line(
+            "Cloud",
+            &format!("{provider} routes {seen}, next look within {next}"),
+        );
+        for table in &cloud.tables {
+            let (id, routes) = (&table.id, table.routes);
+            if table.complete {
+                self.line(
+                    "",
+                    &format!("{id}: {routes} routes, this node's among them"),
+                );
+            } else {
+                let text = format!("{id}: {routes} routes, this node's is missing");
+                self.toned("", Tone::Bad, &text);
+            }
+        }
+        let text = format!(
+            "{} added, {} replaced, {} removed, {} failures",
+            grouped(cloud.added),
+            grouped(cloud.replaced),
+            grouped(cloud.removed),
+            grouped(cloud.failures)
+        );
+        self.line("", &text);
+        for cause in &cloud.causes {
+            self.toned("", Tone::Bad, &cause.text);
         }
     }
 

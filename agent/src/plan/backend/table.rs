@@ -17,6 +17,12 @@ use crate::plan::state::{self, LinkKind};
 /// The backends. A new one needs a file beside this one and a line here.
 static BACKENDS: &[&Definition] = &[
     &super::alloc::BACKEND,
+    &super::cloud::ALI,
+    &super::cloud::AWS,
+    &super::cloud::AZURE,
+    &super::cloud::GCE,
+    &super::cloud::OPENSTACK,
+    &super::cloud::TENCENT,
     &super::extension::BACKEND,
     &super::host_gw::BACKEND,
     &super::ipip::BACKEND,
@@ -26,7 +32,8 @@ static BACKENDS: &[&Definition] = &[
 ];
 
 /// Parses a backend's keys of the network config, and refuses families that the backend does not carry.
-type Parse = fn(&Object<'_>, &NetworkConfig) -> Result<Box<dyn Options>, BackendConfigError>;
+pub(super) type Parse =
+    fn(&Object<'_>, &NetworkConfig) -> Result<Box<dyn Options>, BackendConfigError>;
 
 /// The properties of a backend that do not depend on its config.
 #[derive(Clone, Copy, Debug)]
@@ -239,7 +246,8 @@ mod tests {
 
     #[test]
     fn all_of_flannels_that_there_are_go_by_its_names() {
-        let flannels = "alloc extension host-gw ipip udp vxlan wireguard";
+        let flannels =
+            "ali-vpc alloc aws-vpc extension gce host-gw ipip tencent-vpc udp vxlan wireguard";
         for kind in flannels.split(' ') {
             assert_eq!(find(kind).map(|backend| backend.kind), Some(kind));
         }

@@ -50,6 +50,14 @@ fn sample() -> Sample {
             programmed: 36,
             ..firewall
         }),
+        cloud: full.cloud.map(|cloud| status::Cloud {
+            settled_time: Some(1_700_000_003),
+            added: 40,
+            replaced: 41,
+            removed: 42,
+            failures: 43,
+            ..cloud
+        }),
         clock: status::Clock {
             jumps: 80,
             ..full.clock

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::device::kind;
 use crate::base::codes::codes;
 use crate::base::logging::chain;
+use crate::cloud::error::CloudError;
+use crate::cloud::pass::Problem;
 use crate::cluster::lease::{Fault, StoreError, StoreErrorKind, StoreTrouble};
 use crate::host::netlink::{ChangeError, Failure, KernelError};
 use crate::host::open::OpenError;
@@ -66,6 +68,24 @@ codes! {
         SubnetFile = "subnet-file",
         /// The firewall's rules cannot be put in place.
         Firewall = "firewall",
+        /// The cloud provider does not answer, or has a fault of its own.
+        CloudUnreachable = "cloud-unreachable",
+        /// The cloud provider asks to slow down.
+        CloudThrottled = "cloud-throttled",
+        /// The role of this instance lacks a permission.
+        CloudDenied = "cloud-denied",
+        /// There are no credentials for the cloud provider, or it does not accept them.
+        CloudCredentials = "cloud-credentials",
+        /// A route table is full.
+        CloudQuota = "cloud-quota",
+        /// Somebody else's route leads this node's subnet elsewhere.
+        CloudRouteHeld = "cloud-route-held",
+        /// The cloud provider drops packets that this instance forwards.
+        CloudForwarding = "cloud-forwarding",
+        /// The instance, its network or a route table is not as the backend needs it.
+        CloudSetup = "cloud-setup",
+        /// The cloud provider refuses for another reason.
+        CloudRefused = "cloud-refused",
         /// Docker's containers are not on this node's subnet.
         DockerSubnet = "docker-subnet",
         /// Another program's route is in the way.
@@ -135,6 +155,8 @@ codes! {
         Program = "program",
         /// To keep the firewall's rules.
         Firewall = "firewall",
+        /// To keep the cloud provider's routes.
+        CloudRoutes = "cloud-routes",
         /// To write `subnet.env`.
         SubnetFile = "subnet-file",
         /// To take a lease again.
@@ -336,6 +358,48 @@ impl Coded for subnet_file::Error {
 
     fn object(&self) -> Option<String> {
         Some(self.path.display().to_string())
+    }
+}
+
+impl Coded for Problem {
+    fn code(&self) -> Code {
+        match self {
+            Self::Held { .. } => Code::CloudRouteHeld,
+            Self::Forwarding { .. } => Code::CloudForwarding,
+            Self::Call { error, .. } => match error {
+                CloudError::Unreachable { .. } | CloudError::Unavailable { .. } => {
+                    Code::CloudUnreachable
+                }
+                CloudError::Throttled { .. } => Code::CloudThrottled,
+                CloudError::Denied { .. } => Code::CloudDenied,
+                CloudError::Credentials { .. } => Code::CloudCredentials,
+                CloudError::Quota { .. } => Code::CloudQuota,
+                CloudError::NotFound { .. } | CloudError::Unfit(_) => Code::CloudSetup,
+                CloudError::NotYet { .. }
+                | CloudError::Exists { .. }
+                | CloudError::Malformed { .. }
+                | CloudError::Refused { .. } => Code::CloudRefused,
+            },
+        }
+    }
+
+    fn object(&self) -> Option<String> {
+        match self {
+            Self::Held { table, .. } => Some(table.clone()),
+            Self::Call { table, .. } => table.clone(),
+            Self::Forwarding { .. } => None,
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::Held { command, .. } | Self::Forwarding { command, .. } => Some(command.clone()),
+            Self::Call { error, .. } => match error {
+                CloudError::Denied { permission, .. } => Some((*permission).to_owned()),
+                CloudError::Quota { quota, .. } => Some((*quota).to_owned()),
+                _ => None,
+            },
+        }
     }
 }
 

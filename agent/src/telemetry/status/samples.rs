@@ -119,6 +119,7 @@ pub(crate) fn full() -> Status {
             programmed: 2,
             programmed_time: Some(NOW - 12 * MINUTE),
         }),
+        cloud: Some(cloud()),
         kernel: Kernel {
             interval_seconds: 300,
             resync_time: Some(NOW - 12),
@@ -175,6 +176,35 @@ pub(crate) fn full() -> Status {
             last_time: Some(NOW - 10 * MINUTE),
             last_seconds: Some(-3_600),
         },
+    }
+}
+
+/// Two tables, one of them full.
+pub(crate) fn cloud() -> Cloud {
+    let table = |id: &str, routes, complete| CloudTable {
+        id: id.to_owned(),
+        routes,
+        complete,
+    };
+    Cloud {
+        provider: "aws-vpc".to_owned(),
+        wanted: vec!["10.5.34.0/24".parse().unwrap()],
+        tables: vec![
+            table("rtb-0a1b2c3d4e5f60718", 12, true),
+            table("rtb-0a1b2c3d4e5f60719", 50, false),
+        ],
+        settled_time: Some(NOW - HOUR),
+        next_seconds: 240,
+        added: 2,
+        replaced: 1,
+        removed: 3,
+        failures: 4,
+        causes: vec![cause(
+            TaskName::CloudRoutes,
+            Code::CloudQuota,
+            ["rtb-0a1b2c3d4e5f60719", "Routes per route table"],
+            "rtb-0a1b2c3d4e5f60719: CreateRoute: the quota \"Routes per route table\" is used up",
+        )],
     }
 }
 
@@ -284,6 +314,7 @@ pub(crate) fn healthy() -> Status {
             },
         ],
         clock: Clock::default(),
+        cloud: None,
         ..full
     }
 }

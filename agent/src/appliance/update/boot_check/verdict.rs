@@ -127,8 +127,10 @@ impl Comparison<'_> {
     fn is_outside(&self, code: Code) -> bool {
         match code {
             // Not if this host's own network is the cause, or its own etcd.
-            Code::StoreUnreachable => !self.underlay_is_lost() && !self.own_store_failed(),
-            // What the store says, or what all nodes share.
+            Code::StoreUnreachable | Code::CloudUnreachable => {
+                !self.underlay_is_lost() && !self.own_store_failed()
+            }
+            // What the store or the provider says, or what all nodes share.
             Code::StoreRefused
             | Code::NoNetworkConfig
             | Code::NetworkConfigChanged
@@ -137,7 +139,12 @@ impl Comparison<'_> {
             | Code::LostRaces
             | Code::NoNode
             | Code::NoPodCidr
-            | Code::LeaseLost => true,
+            | Code::LeaseLost
+            | Code::CloudThrottled
+            | Code::CloudDenied
+            | Code::CloudQuota
+            | Code::CloudRouteHeld
+            | Code::CloudForwarding => true,
             // A new version may read, encrypt, encode or program differently, or lack a driver.
             Code::Starting
             | Code::BadNetworkConfig
@@ -154,6 +161,9 @@ impl Comparison<'_> {
             | Code::Netlink
             | Code::SubnetFile
             | Code::Firewall
+            | Code::CloudCredentials
+            | Code::CloudSetup
+            | Code::CloudRefused
             | Code::DockerSubnet
             | Code::KernelConflict
             | Code::KernelExists

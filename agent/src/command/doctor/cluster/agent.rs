@@ -205,7 +205,13 @@ fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding>
         cause.code.is_kernel_change()
             || matches!(
                 cause.task,
-                Some(TaskName::Lease | TaskName::Renewal | TaskName::Config | TaskName::Docker)
+                Some(
+                    TaskName::Lease
+                        | TaskName::Renewal
+                        | TaskName::Config
+                        | TaskName::CloudRoutes
+                        | TaskName::Docker
+                )
             )
     };
     let causes = status.health.causes();

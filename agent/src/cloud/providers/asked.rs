@@ -1,0 +1,105 @@
+//! What a provider was asked for, and the errors that its codes mean.
+
+use std::time::Duration;
+
+use crate::cloud::error::{CloudError, shown};
+
+/// A call, for messages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    /// The API call.
+    pub(super) call: &'static str,
+    /// The permission as the provider's policies name it.
+    pub(super) permission: &'static str,
+    /// The quota that it may exceed, as the provider names it.
+    pub(super) quota: &'static str,
+    /// The table, the route or the destination.
+    pub(super) object: &'a str,
+}
+
+/// A refusal in the provider's words.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) meaning: Meaning,
+    pub(super) code: String,
+    pub(super) message: String,
+    /// How long the provider asks to wait.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// What a provider's code means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Meaning {
+    /// Too many calls.
+    Throttled,
+    /// Not now: another change is under way, or the provider has a fault.
+    Busy,
+    /// The table is full.
+    Quota,
+    /// There is such a route already.
+    Exists,
+    /// What was named does not exist.
+    Missing,
+    /// The role lacks a permission.
+    Denied,
+    /// The credentials are not accepted.
+    BadKey,
+    /// Anything else.
+    Else,
+}
+
+impl Asked<'_> {
+    /// The error that a refusal is.
+    pub(super) fn error(&self, refusal: Refusal) -> CloudError {
+        let Self {
+            call,
+            permission,
+            quota,
+            object,
+        } = *self;
+        let Refusal {
+            meaning,
+            code,
+            message,
+            retry_after,
+        } = refusal;
+        match meaning {
+            Meaning::Throttled => CloudError::Throttled {
+                call,
+                code,
+                retry_after,
+            },
+            Meaning::Busy => CloudError::Unavailable {
+                call,
+                code,
+                retry_after,
+            },
+            Meaning::Quota => CloudError::Quota { call, quota },
+            Meaning::Exists => CloudError::Exists {
+                call,
+                destination: object.to_owned(),
+            },
+            Meaning::Missing => CloudError::NotFound {
+                call,
+                what: object.to_owned(),
+            },
+            Meaning::Denied => CloudError::Denied { call, permission },
+            Meaning::BadKey => CloudError::Credentials {
+                problem: format!("{call} does not accept them: {code}"),
+            },
+            Meaning::Else => CloudError::Refused {
+                call,
+                code,
+                message: shown(&message),
+            },
+        }
+    }
+}
+
+/// Success for a removal: what is not there need not be removed.
+pub(super) fn gone<T>(removed: Result<T, CloudError>) -> Result<(), CloudError> {
+    match removed {
+        Ok(_) | Err(CloudError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

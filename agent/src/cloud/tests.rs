@@ -12,6 +12,7 @@ pub(super) mod server;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::{Duration, UNIX_EPOCH};
 
 use ipnet::Ipv4Net;
 
@@ -58,7 +59,8 @@ impl Node {
         variable: fn(&str) -> Option<String>,
     ) -> Self {
         let access = Access {
-            transport: Transport::new(Some(url.to_owned()), Some(url.to_owned())),
+            transport: Transport::new(Some(url.to_owned()), Some(url.to_owned()))
+                .with_clock(|| UNIX_EPOCH + Duration::from_secs(1_440_938_160)),
             config,
             address: ADDRESS,
             credentials_file: None,

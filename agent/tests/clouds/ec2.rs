@@ -80,6 +80,8 @@ pub(crate) struct Ec2 {
     pub(crate) is_away: bool,
     /// The calls, in order.
     pub(crate) calls: Vec<String>,
+    /// When the last one was signed: `20150830T123600Z`.
+    pub(crate) signed_at: String,
     /// What was wrong with the requests.
     pub(crate) wrong: Vec<String>,
 }
@@ -114,6 +116,7 @@ impl Ec2 {
             user: None,
             is_away: false,
             calls: Vec::new(),
+            signed_at: String::new(),
             wrong: Vec::new(),
         }
     }
@@ -178,6 +181,7 @@ impl Ec2 {
         let get = |name: &str| parameters.get(name).map_or("", String::as_str);
         let action = get("Action").to_owned();
         self.calls.push(action.clone());
+        self.signed_at = request.header("x-amz-date").unwrap_or_default().to_owned();
         if let Some(error) = self.check(request) {
             self.wrong.push(error.to_owned());
             return failed(403, error, "not you");

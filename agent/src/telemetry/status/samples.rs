@@ -314,6 +314,7 @@ pub(crate) fn healthy() -> Status {
             },
         ],
         clock: Clock::default(),
+        cloud: None,
         ..full
     }
 }

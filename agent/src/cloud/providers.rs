@@ -9,5 +9,6 @@ pub(super) mod azure;
 mod double;
 pub(super) mod gce;
 pub(super) mod openstack;
+mod suspect;
 pub(super) mod tencent;
 mod variables;

@@ -15,9 +15,10 @@ use ipnet::Ipv4Net;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use self::failure::{asked, refusal};
-use self::wire::{Entries, Entry, RoleKey, Switch};
+use self::wire::{Entries, Entry, Found, RoleKey, Switch};
 use super::access_key::{AccessKey, Names, Places, find};
 use super::asked::{Asked, gone};
+use super::suspect::suspect;
 use crate::base::retry::{next_random, random_seed};
 use crate::base::time::{parse_rfc3339, secs};
 use crate::cloud::access::{Access, Kept};
@@ -34,8 +35,9 @@ pub(in crate::cloud) const PROVIDER: Provider = Provider {
 /// The metadata service.
 const METADATA: &str = "http://100.100.100.200";
 
-/// The version of the VPC API.
-const VERSION: &str = "2016-04-28";
+/// An API and its version.
+const VPC: (&str, &str) = ("vpc", "2016-04-28");
+const ECS: (&str, &str) = ("ecs", "2014-05-26");
 
 /// The name of our routes.
 const NAME: &str = "selvage";
@@ -199,9 +201,18 @@ impl Aliyun {
         format!("{a:016x}{b:016x}")
     }
 
-    /// Calls an operation in this instance's region.
+    /// Calls an operation of the VPC API in this instance's region.
     async fn call<T: DeserializeOwned>(
         &mut self,
+        asked: &Asked<'_>,
+        parameters: &[(&str, &str)],
+    ) -> Result<T, CloudError> {
+        self.call_of(VPC, asked, parameters).await
+    }
+
+    async fn call_of<T: DeserializeOwned>(
+        &mut self,
+        (product, version): (&str, &'static str),
         asked: &Asked<'_>,
         parameters: &[(&str, &str)],
     ) -> Result<T, CloudError> {
@@ -211,11 +222,14 @@ impl Aliyun {
         let mut parameters = parameters.to_vec();
         parameters.push(("RegionId", &region));
         let query = sign::query(&parameters);
-        let api = self.access.transport.api(&server(&region));
+        let api = self
+            .access
+            .transport
+            .api(&format!("https://{product}.{region}.aliyuncs.com"));
         let call = sign::Call {
             host: host(&api),
             action: asked.call,
-            version: VERSION,
+            version,
             query: &query,
             now: self.access.transport.now(),
             nonce: &nonce,
@@ -239,6 +253,24 @@ impl Aliyun {
     }
 
     async fn list(&mut self, table: &str) -> Result<Vec<Route>, CloudError> {
+        let mut routes = self.read(table).await?;
+        if let Some((at, instance)) = suspect(&routes, &mut self.seed)
+            && self.is_gone(&instance).await
+        {
+            routes[at].target = Target::Dead(instance);
+        }
+        Ok(routes)
+    }
+
+    /// Whether an instance does not exist. Without an answer, or the right to ask, it does.
+    async fn is_gone(&mut self, instance: &str) -> bool {
+        let asked = asked("DescribeInstances", "ecs:DescribeInstances", instance);
+        let ids = serde_json::json!([instance]).to_string();
+        let found: Result<Found, _> = self.call_of(ECS, &asked, &[("InstanceIds", &ids)]).await;
+        found.is_ok_and(|found| found.total_count == 0)
+    }
+
+    async fn read(&mut self, table: &str) -> Result<Vec<Route>, CloudError> {
         let asked = asked(
             "DescribeRouteEntryList",
             "vpc:DescribeRouteEntryList",
@@ -341,11 +373,6 @@ impl RouteTable for Aliyun {
             route.handle
         )
     }
-}
-
-/// The API server of a region.
-fn server(region: &str) -> String {
-    format!("https://vpc.{region}.aliyuncs.com")
 }
 
 /// The host of a URL, with its port.

@@ -19,8 +19,10 @@ use serde_json::{Value, json};
 
 use self::failure::asked;
 use self::place::Place;
-use self::wire::{Entry, Page, Subnet};
+use self::wire::{Availability, Entry, Page, Subnet};
 use super::asked::{Asked, gone};
+use super::suspect::suspect;
+use crate::base::retry::random_seed;
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
 use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
@@ -58,6 +60,8 @@ struct Azure {
     token: Option<Kept<Secret>>,
     /// The network interface, and when it was read, in seconds since 1970.
     interface: Option<(u64, Value)>,
+    /// The seed of the choice of routes to ask of.
+    seed: u64,
 }
 
 impl Azure {
@@ -67,6 +71,7 @@ impl Azure {
             place: None,
             token: None,
             interface: None,
+            seed: random_seed(),
         }
     }
 
@@ -106,6 +111,33 @@ impl Azure {
     }
 
     async fn list(&mut self, table: &str) -> Result<Vec<Route>, CloudError> {
+        let mut routes = self.read(table).await?;
+        if let Some((at, address)) = suspect(&routes, &mut self.seed)
+            && self.is_gone(&address).await.unwrap_or(false)
+        {
+            routes[at].target = Target::Dead(address);
+        }
+        Ok(routes)
+    }
+
+    /// Whether an address of this machine's virtual network is nobody's.
+    async fn is_gone(&mut self, address: &str) -> Result<bool, CloudError> {
+        let subnet = self.subnet().await?;
+        let network = subnet.rsplit_once("/subnets/");
+        let network = network.map_or(&*subnet, |(network, _)| network);
+        let asked = asked(
+            "GET CheckIPAddressAvailability",
+            "Microsoft.Network/virtualNetworks/read",
+            network,
+        );
+        let path = format!(
+            "{network}/CheckIPAddressAvailability?ipAddress={address}&api-version={NETWORK}"
+        );
+        let found: Availability = self.get(&asked, &path).await?;
+        Ok(found.available)
+    }
+
+    async fn read(&mut self, table: &str) -> Result<Vec<Route>, CloudError> {
         let asked = asked("GET routes", READ, table);
         let own = self.own();
         let mut routes = Vec::new();

@@ -103,7 +103,7 @@ pub(super) fn net(text: &str) -> Ipv4Net {
 
 /// One pass, as the worker makes it, that knows of none before.
 pub(super) async fn once(routes: &mut dyn RouteTable, wanted: &Wanted) -> Pass {
-    run(routes, wanted, &mut Accepted::default(), &[]).await
+    run(routes, wanted, &mut Accepted::default()).await
 }
 
 /// Passes until nothing is left to do; panics if that takes more than so many.

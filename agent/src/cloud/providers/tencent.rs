@@ -17,11 +17,13 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use self::failure::{asked, refusal};
 use self::wire::{
-    Change, Delete, Deleted, Describe, Entry, Envelope, Failed, Filter, MACHINE, NewRoute, RoleKey,
-    Table, Tables,
+    Change, Delete, Deleted, Describe, Entry, Envelope, Failed, Filter, FindMachine, Found,
+    MACHINE, NewRoute, RoleKey, Table, Tables,
 };
 use super::access_key::{AccessKey, Names, Places, find};
 use super::asked::{Asked, gone};
+use super::suspect::suspect;
+use crate::base::retry::random_seed;
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
 use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
@@ -36,10 +38,7 @@ pub(in crate::cloud) const PROVIDER: Provider = Provider {
 /// The metadata service.
 const METADATA: &str = "http://metadata.tencentyun.com";
 
-/// The API server of all regions.
-const SERVER: &str = "https://vpc.tencentcloudapi.com";
-
-/// The version of the VPC API.
+/// The version of the APIs of VPC and CVM.
 const VERSION: &str = "2017-03-12";
 
 /// The description of our routes.
@@ -68,6 +67,8 @@ struct Tencent {
     access: Access,
     region: Option<String>,
     key: Option<Kept<AccessKey>>,
+    /// The seed of the choice of routes to ask of.
+    seed: u64,
 }
 
 impl Tencent {
@@ -76,6 +77,7 @@ impl Tencent {
             access,
             region: None,
             key: None,
+            seed: random_seed(),
         }
     }
 
@@ -164,9 +166,18 @@ impl Tencent {
         })
     }
 
-    /// Calls an action in this machine's region.
+    /// Calls an action of the VPC API in this machine's region.
     async fn call<T: DeserializeOwned>(
         &mut self,
+        asked: &Asked<'_>,
+        parameters: &impl Serialize,
+    ) -> Result<T, CloudError> {
+        self.call_of("vpc", asked, parameters).await
+    }
+
+    async fn call_of<T: DeserializeOwned>(
+        &mut self,
+        service: &str,
         asked: &Asked<'_>,
         parameters: &impl Serialize,
     ) -> Result<T, CloudError> {
@@ -177,10 +188,13 @@ impl Tencent {
         let region = self.region().await?;
         let key = self.key().await?;
         let body = serde_json::to_string(parameters).map_err(malformed)?;
-        let api = self.access.transport.api(SERVER);
+        let api = self
+            .access
+            .transport
+            .api(&format!("https://{service}.tencentcloudapi.com"));
         let headers = sign::Call {
             host: api.split_once("://").map_or(&*api, |(_, host)| host),
-            service: "vpc",
+            service,
             action: asked.call,
             version: VERSION,
             region: &region,
@@ -259,6 +273,29 @@ impl Tencent {
     }
 
     async fn list(&mut self, table: &str) -> Result<Vec<Route>, CloudError> {
+        let mut routes = self.read(table).await?;
+        if let Some((at, address)) = suspect(&routes, &mut self.seed)
+            && self.is_gone(&address).await
+        {
+            routes[at].target = Target::Dead(address);
+        }
+        Ok(routes)
+    }
+
+    /// Whether no machine has an address. Without an answer, or the right to ask, one has.
+    async fn is_gone(&mut self, address: &str) -> bool {
+        let asked = asked("DescribeInstances", "cvm:DescribeInstances", address);
+        let parameters = FindMachine {
+            filters: [Filter {
+                name: "private-ip-address",
+                values: [address],
+            }],
+        };
+        let found: Result<Found, _> = self.call_of("cvm", &asked, &parameters).await;
+        found.is_ok_and(|found| found.total_count == 0)
+    }
+
+    async fn read(&mut self, table: &str) -> Result<Vec<Route>, CloudError> {
         let own = self.own();
         let tables = self.describe("route-table-id", table).await?;
         let mut tables = tables.into_iter();

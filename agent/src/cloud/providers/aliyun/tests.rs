@@ -9,7 +9,7 @@ use super::*;
 use crate::base::retry::next_random;
 use crate::base::time::rfc3339;
 use crate::cloud::providers::double::{
-    Cloud, Double, Question, Reply, access, in_the_way, net, settle, shown, start, wanted,
+    Cloud, Double, Question, Reply, access, in_the_way, net, once, settle, shown, start, wanted,
 };
 use crate::cloud::sign::{hex, hmac_sha256, sha256_hex};
 use crate::plan::backend::CloudConfig;
@@ -164,6 +164,15 @@ impl Vpc {
                 Reply::new(200, json!({"VSwitchId": "vsw-bp1own", "RouteTable": table}))
             }
             "DescribeRouteEntryList" => self.page(question),
+            "DescribeInstances" => {
+                assert_eq!(question.header("x-acs-version"), "2014-05-26");
+                let ids: Vec<String> = serde_json::from_str(&parameter("InstanceIds")).unwrap();
+                let alive = ids.iter().filter(|id| !id.contains("dead")).count();
+                Reply::new(
+                    200,
+                    json!({"TotalCount": alive, "Instances": {"Instance": []}}),
+                )
+            }
             "CreateRouteEntry" => self.create(question),
             "DeleteRouteEntry" => {
                 let before = self.routes.len();
@@ -251,8 +260,9 @@ impl Cloud for Vpc {
             return self.metadata(question);
         }
         assert_eq!((&question.method, &*question.path), (&Method::POST, "/"));
-        assert_eq!(question.header("x-acs-version"), "2016-04-28");
         let action = question.header("x-acs-action").to_owned();
+        let is_ecs = action == "DescribeInstances";
+        assert_eq!(question.header("x-acs-version") == "2016-04-28", !is_ecs);
         self.calls.push(action.clone());
         if let Some(refused) = self.unsigned(question) {
             return refused;
@@ -373,6 +383,30 @@ async fn only_our_own_routes_give_way() {
     let command = in_the_way(&mut aliyun, &wanted()).await;
     assert_eq!(command, "aliyun vpc DeleteRouteEntry --RouteEntryId rte-1");
     assert_eq!(double.state().routes[0].hop, "i-other");
+}
+
+#[tokio::test]
+async fn a_dead_nodes_route_goes_and_nobody_elses() {
+    for may_ask in [true, false] {
+        let mut vpc = Vpc::new();
+        vpc.has("10.5.1.0/24", OWN, NAME);
+        vpc.has("10.5.2.0/24", "i-dead-but-leased", NAME);
+        vpc.has("10.5.6.0/24", "i-dead", NAME);
+        vpc.has("10.5.7.0/24", "i-peer", NAME);
+        vpc.has("10.5.8.0/24", "i-dead", "db");
+        if !may_ask {
+            let denied = ("DescribeInstances", refused(403, "Forbidden.RAM"));
+            vpc.instead = vec![denied; 40];
+        }
+        let (double, mut aliyun) = double(vpc);
+        for _ in 0..40 {
+            assert_eq!(once(&mut aliyun, &wanted()).await.problems, []);
+        }
+        let routes = double.state().routes.clone();
+        let mut routes = routes.iter().map(|route| &*route.destination);
+        assert_eq!(routes.any(|to| to == "10.5.6.0/24"), !may_ask);
+        assert_eq!(double.state().routes.len(), if may_ask { 4 } else { 5 });
+    }
 }
 
 #[tokio::test]

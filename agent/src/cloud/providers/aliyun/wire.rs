@@ -98,6 +98,13 @@ impl Entry {
     }
 }
 
+/// `DescribeInstances` of the ECS API.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Found {
+    pub(super) total_count: u64,
+}
+
 /// What a machine's role lends it, from the metadata service.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

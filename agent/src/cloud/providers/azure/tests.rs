@@ -159,6 +159,14 @@ impl Group {
             let table = self.has_table.then(|| json!({"id": table()}));
             return Reply::new(200, json!({"properties": {"routeTable": table}}));
         }
+        if path.ends_with("/virtualNetworks/vnet/CheckIPAddressAvailability") {
+            // Nobody has an address that ends in 8.
+            let available = question.parameter("ipAddress").ends_with(".8");
+            return Reply::new(
+                200,
+                json!({"available": available, "availableIPAddresses": []}),
+            );
+        }
         if path.contains("/operations/") {
             for route in &mut self.routes {
                 route.updating = route.updating.saturating_sub(1);
@@ -428,6 +436,30 @@ async fn a_route_of_ours_is_replaced_and_one_of_somebody_else_is_not() {
     let error = azure.add(&table(), net("10.5.1.0/24")).await.unwrap_err();
     assert!(matches!(error, CloudError::Exists { .. }), "{error}");
     assert_eq!(double.state().routes[0].hop, "10.0.0.9");
+}
+
+#[tokio::test]
+async fn a_dead_nodes_route_goes_and_nobody_elses() {
+    for may_ask in [true, false] {
+        let mut group = Group::new();
+        for (number, hop) in [(1, OWN), (2, "10.0.1.8"), (6, "10.0.0.8"), (7, "10.0.0.9")] {
+            let name = format!("selvage-10-5-{number}-0-24");
+            group.has(&name, &format!("10.5.{number}.0/24"), MACHINE, hop);
+        }
+        group.has("db", "10.5.8.0/24", MACHINE, "10.0.0.8");
+        if !may_ask {
+            let denied = refused(403, "AuthorizationFailed");
+            group.instead = vec![("GET", "/CheckIPAddressAvailability", denied); 40];
+        }
+        let (double, mut azure) = double(group);
+        for _ in 0..40 {
+            assert_eq!(once(&mut azure, &wanted()).await.problems, []);
+        }
+        let routes = double.state().routes.clone();
+        let mut routes = routes.iter().map(|route| &*route.prefix);
+        assert_eq!(routes.any(|to| to == "10.5.6.0/24"), !may_ask);
+        assert_eq!(double.state().routes.len(), if may_ask { 4 } else { 5 });
+    }
 }
 
 #[tokio::test]

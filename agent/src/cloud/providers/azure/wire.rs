@@ -68,6 +68,12 @@ pub(super) struct SubnetProperties {
     pub(super) route_table: Option<Reference>,
 }
 
+/// Whether a machine may be given an address.
+#[derive(Debug, Deserialize)]
+pub(super) struct Availability {
+    pub(super) available: bool,
+}
+
 /// Another resource.
 #[derive(Debug, Deserialize)]
 pub(super) struct Reference {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::base::retry::next_random;
 use crate::cloud::providers::double::{
-    Cloud, Double, Question, Reply, access, in_the_way, net, settle, shown, start, wanted,
+    Cloud, Double, Question, Reply, access, in_the_way, net, once, settle, shown, start, wanted,
 };
 use crate::cloud::sign::{hex, hmac_sha256, sha256_hex};
 use crate::plan::backend::CloudConfig;
@@ -130,6 +130,16 @@ impl Vpc {
         assert_eq!(question.header("x-tc-region"), "ap-guangzhou");
         if action == "DescribeRouteTables" {
             return self.describe(&body);
+        }
+        if action == "DescribeInstances" {
+            assert_eq!(body["Filters"][0]["Name"], "private-ip-address");
+            // No machine has an address that ends in 8.
+            let address = body["Filters"][0]["Values"][0].as_str().unwrap();
+            let count = usize::from(!address.ends_with(".8"));
+            return Reply::new(
+                200,
+                json!({"Response": {"TotalCount": count, "InstanceSet": []}}),
+            );
         }
         if body["RouteTableId"] != TABLE {
             return refused("ResourceNotFound");
@@ -356,6 +366,30 @@ async fn a_route_of_ours_or_one_that_is_off_is_replaced_in_place() {
         r#"tccli vpc DeleteRoutes --RouteTableId rtb-l2h8d7c2 --Routes '[{"RouteId": 14915}]'"#
     );
     assert_eq!(double.state().routes[0].hop, "10.0.0.9");
+}
+
+#[tokio::test]
+async fn a_dead_nodes_route_goes_and_nobody_elses() {
+    for may_ask in [true, false] {
+        let mut vpc = Vpc::new();
+        vpc.has("10.5.1.0/24", OWN, DESCRIPTION);
+        vpc.has("10.5.2.0/24", "10.0.1.8", DESCRIPTION);
+        vpc.has("10.5.6.0/24", "10.0.0.8", DESCRIPTION);
+        vpc.has("10.5.7.0/24", "10.0.0.9", DESCRIPTION);
+        vpc.has("10.5.8.0/24", "10.0.0.8", "db");
+        if !may_ask {
+            let denied = ("DescribeInstances", refused("UnauthorizedOperation"));
+            vpc.instead = vec![denied; 40];
+        }
+        let (double, mut tencent) = double(vpc);
+        for _ in 0..40 {
+            assert_eq!(once(&mut tencent, &wanted()).await.problems, []);
+        }
+        let routes = double.state().routes.clone();
+        let mut routes = routes.iter().map(|route| &*route.destination);
+        assert_eq!(routes.any(|to| to == "10.5.6.0/24"), !may_ask);
+        assert_eq!(double.state().routes.len(), if may_ask { 4 } else { 5 });
+    }
 }
 
 #[tokio::test]

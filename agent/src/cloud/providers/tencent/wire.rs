@@ -140,6 +140,20 @@ pub(super) struct Deleted {
     pub(super) route_id: u64,
 }
 
+/// `DescribeInstances` of the CVM API.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct FindMachine<'a> {
+    pub(super) filters: [Filter<'a>; 1],
+}
+
+/// Its answer.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Found {
+    pub(super) total_count: u64,
+}
+
 /// What a machine's role lends it, from the metadata service.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

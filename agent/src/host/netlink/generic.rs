@@ -53,6 +53,11 @@ impl Attributes {
         self.end(start);
     }
 
+    /// The encoded attributes.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Appends a nested attribute.
     pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.begin(kind | NLA_F_NESTED);

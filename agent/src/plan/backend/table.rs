@@ -20,6 +20,7 @@ static BACKENDS: &[&Definition] = &[
     &super::extension::BACKEND,
     &super::host_gw::BACKEND,
     &super::ipip::BACKEND,
+    &super::ipsec::BACKEND,
     &super::udp::BACKEND,
     &super::vxlan::BACKEND,
     &super::wireguard::BACKEND,
@@ -239,7 +240,7 @@ mod tests {
 
     #[test]
     fn all_of_flannels_that_there_are_go_by_its_names() {
-        let flannels = "alloc extension host-gw ipip udp vxlan wireguard";
+        let flannels = "alloc extension host-gw ipip ipsec udp vxlan wireguard";
         for kind in flannels.split(' ') {
             assert_eq!(find(kind).map(|backend| backend.kind), Some(kind));
         }

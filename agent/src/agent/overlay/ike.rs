@@ -46,7 +46,7 @@ impl Overlay {
         let since = report.without.get(address);
         let why = since
             .filter(|since| since.elapsed() >= PATIENCE)
-            .and_then(|_| tunnel.and_then(|tunnel| lack(tunnel.state)));
+            .and_then(|_| tunnel.and_then(|tunnel| tunnel.state.lack()));
         (tunnel, why)
     }
 
@@ -59,21 +59,5 @@ impl Overlay {
             *tally.entry(tunnel.state.as_str()).or_default() += 1;
         }
         Some(tally)
-    }
-}
-
-/// Why there is no tunnel, as far as it shows from here.
-fn lack(state: TunnelState) -> Option<&'static str> {
-    match state {
-        TunnelState::Up => None,
-        TunnelState::Begun => Some(
-            "no IPsec tunnel: the peer does not answer IKE; does a firewall between the nodes pass UDP 500 and 4500, and does charon run there?",
-        ),
-        TunnelState::Keyless => Some(
-            "no IPsec tunnel: the nodes know each other, but one of them refuses the tunnel; do both kernels have ESP, and the algorithms of ESPProposal?",
-        ),
-        TunnelState::Down => Some(
-            "no IPsec tunnel: the nodes do not accept each other; have both the same PSK? charon's log tells more",
-        ),
     }
 }

@@ -17,6 +17,7 @@ mod agent;
 mod certificates;
 mod clock;
 mod duplicates;
+mod ipsec;
 mod kernel;
 mod lease;
 mod nat;
@@ -35,6 +36,7 @@ pub(super) fn checks() -> Vec<Check> {
         clock::CHECK,
         nat::CHECK,
         duplicates::CHECK,
+        ipsec::CHECK,
         overlap::CHECK,
         network::CONFIG,
         network::SUBNETS,

@@ -54,7 +54,8 @@ pub(super) fn is_ours(name: &str, networks: &[IpNet]) -> bool {
 }
 
 /// The arguments of `load-conn`: flannel's, except that the nodes name themselves, as their public addresses may be a
-/// NAT's, and that charon itself begins nothing: of two ends that begin at once each would make a tunnel.
+/// NAT's; that charon itself begins nothing, since of two ends that begin at once each would make a tunnel; and that it does
+/// not move tunnels to other addresses of the host (MOBIKE, RFC 4555), where no policy would find them.
 pub(super) fn load_connection(remote: Ipv4Addr, wanted: &Connection) -> Section {
     let child = Section::default()
         .with_list("local_ts", wanted.subnet.to_string())
@@ -79,6 +80,7 @@ pub(super) fn load_connection(remote: Ipv4Addr, wanted: &Connection) -> Section 
         .with("version", "2")
         .with("keyingtries", "0")
         .with("dpd_delay", DPD_DELAY)
+        .with("mobike", "no")
         .with("encap", if wanted.udp_encap { "yes" } else { "no" })
         .with_section("local", psk(wanted.public))
         .with_section("remote", psk(remote))

@@ -57,6 +57,18 @@ impl TunnelState {
             Self::Down => "down",
         }
     }
+
+    /// Why there is no tunnel, as far as it shows from this end.
+    pub(crate) fn lack(self) -> Option<&'static str> {
+        match self {
+            Self::Up => None,
+            Self::Begun => Some("no IPsec tunnel: the peer does not answer IKE"),
+            Self::Keyless => Some(
+                "no IPsec tunnel: the nodes have proved to each other who they are, but one of them refuses the tunnel",
+            ),
+            Self::Down => Some("no IPsec tunnel: the nodes do not accept each other"),
+        }
+    }
 }
 
 /// Reads an event `list-sa`, which has one association; `None` if it has none.
@@ -196,6 +208,41 @@ mod tests {
             assert_eq!(found.state, expected, "{state} {tasks:?} {child:?}");
         }
         assert_eq!(tunnel(&[]), Tunnel::default());
+    }
+
+    /// What charon 5.9.8 answers on a kernel without ESP, by `swanctl --list-sas --raw`.
+    #[test]
+    fn an_answer_of_charons_is_read() {
+        let values = [
+            ("uniqueid", "1"),
+            ("version", "2"),
+            ("state", "ESTABLISHED"),
+            ("local-host", "10.77.0.11"),
+            ("local-port", "4500"),
+            ("local-id", "10.77.0.11"),
+            ("remote-host", "10.77.0.12"),
+            ("remote-port", "4500"),
+            ("remote-id", "10.77.0.12"),
+            ("initiator", "yes"),
+            ("initiator-spi", "c97ebd964c1dc34c"),
+            ("responder-spi", "6e2900fe7c902565"),
+            ("encr-alg", "AES_CBC"),
+            ("encr-keysize", "256"),
+            ("integ-alg", "HMAC_SHA2_256_128"),
+            ("prf-alg", "PRF_HMAC_SHA2_256"),
+            ("dh-group", "MODP_4096"),
+            ("established", "0"),
+            ("rekey-time", "13012"),
+        ];
+        let sa = values
+            .into_iter()
+            .fold(Section::default(), |sa, (key, value)| sa.with(key, value));
+        let sa = sa.with_section("child-sas", Section::default());
+        let name = "10.77.0.11-10.5.1.0/24-10.5.2.0/24-10.77.0.12";
+        let event = Section::default().with_section(name, sa);
+        let association = read(&event).unwrap();
+        assert_eq!((&*association.connection, &*association.id), (name, "1"));
+        assert_eq!(tunnel(&[event]).state, TunnelState::Keyless);
     }
 
     #[test]

@@ -38,9 +38,13 @@ use crate::settings::Secret;
 pub(crate) const KIND: &str = "ipsec";
 
 /// Its entry in the table.
-pub(super) static BACKEND: Definition = Definition::new(KIND, |options, network| {
-    Ok(Box::new(IpsecConfig::parse(options, network)?))
-});
+pub(super) static BACKEND: Definition = Definition {
+    // The policies are looked at after the route, whatever that is.
+    leaves_routes: true,
+    ..Definition::new(KIND, |options, network| {
+        Ok(Box::new(IpsecConfig::parse(options, network)?))
+    })
+};
 
 /// flannel's default: AES-GCM with a check value of 16 bytes; a new key exchange at each rekeying.
 const DEFAULT_PROPOSAL: &str = "aes128gcm16-sha256-prfsha256-ecp256";

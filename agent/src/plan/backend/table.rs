@@ -44,7 +44,7 @@ pub struct Definition {
     pub(crate) memory: Option<&'static str>,
     /// Whether it runs the administrator's commands, which get all privileges that the agent was started with.
     pub(crate) runs_commands: bool,
-    /// Whether other programs make the routes to peers, so that the agent cannot judge them.
+    /// Whether other programs make the routes to peers, or any route is good, so that routes cannot be judged.
     pub(crate) leaves_routes: bool,
     /// Whether it can run beside its successor until the last peer has switched. Not so if encrypted traffic would
     /// continue in plain text or the reverse, and not for the administrator's commands.

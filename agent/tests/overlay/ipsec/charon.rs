@@ -1,7 +1,7 @@
 //! A charon for a host, with the settings that the image has, and swanctl to ask it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -91,7 +91,6 @@ impl Charon {
             child.kill().expect("to kill charon");
             child.wait().expect("charon's end");
         }
-        // A socket that nobody listens at stays.
     }
 
     fn try_swanctl(&self, arguments: &str) -> Option<String> {
@@ -100,7 +99,6 @@ impl Charon {
             .args(arguments.split(' '))
             .arg("--uri")
             .arg(format!("unix://{}", self.socket().display()))
-            .env("SWANCTL_DIR", self.directory.path())
             .output()
             .expect("swanctl (package strongswan-swanctl)");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -160,14 +158,21 @@ impl Charon {
             "secrets {{\n ike-wrong {{\n  id = {id}\n  secret = {secret}\n }}\n}}\n"
         ));
         // Unloads what is not in its file.
-        self.swanctl("--load-creds --clear");
+        self.load("--load-creds --clear");
     }
 
     fn write_config(&self, text: &str) {
         fs::write(self.path("swanctl.conf"), text).expect("swanctl's settings");
     }
 
-    /// Loads what a flannel on `host` loads for one peer, and sets the policies that it sets.
+    fn load(&self, what: &str) {
+        let file = self.path("swanctl.conf").display().to_string();
+        let loaded = self.try_swanctl(&format!("{what} --file {file}"));
+        assert!(loaded.is_some(), "swanctl {what} failed");
+    }
+
+    /// Loads what a flannel on `host` loads for one peer, and sets the policies that it sets. Only the names are others: with
+    /// flannel's, which have dots, swanctl.conf(5) could not have them.
     pub(super) fn load_flannels(
         &self,
         host: &Host,
@@ -179,7 +184,7 @@ impl Charon {
         let (here, there) = (host.address, peer.address);
         self.write_config(&format!(
             "connections {{
- {here}-{subnet}-{peer_subnet}-{there} {{
+ flannel {{
   local_addrs = {here}
   remote_addrs = {there}
   proposals = aes256-sha256-modp4096
@@ -193,7 +198,7 @@ impl Charon {
    auth = psk
   }}
   children {{
-   {subnet}-{peer_subnet} {{
+   tunnel {{
     local_ts = {subnet}
     remote_ts = {peer_subnet}
     esp_proposals = aes128gcm16-sha256-prfsha256-ecp256
@@ -229,25 +234,22 @@ secrets {{
                 "xfrm policy add src {from} dst {to} dir {direction} tmpl src {outer} dst {end} proto esp reqid 11 mode tunnel"
             ));
         }
-        self.swanctl("--load-creds");
-        self.swanctl("--load-conns");
+        self.load("--load-creds");
+        self.load("--load-conns");
         assert!(!self.connections().is_empty(), "{}", self.said());
     }
 
-    fn said(&self) -> String {
+    /// Its log.
+    pub(super) fn said(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    /// The directory of its files.
-    pub(super) fn directory(&self) -> &Path {
-        self.directory.path()
-    }
 }
 
 impl Drop for Charon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let directory = self.directory().display();
+            let directory = self.directory.path().display();
             eprintln!("--- charon in {directory} logged\n{}", self.said());
             eprintln!("--- its associations\n{}", self.associations());
         }

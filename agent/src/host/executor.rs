@@ -17,6 +17,7 @@
 mod claims;
 mod data_plane;
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 pub use self::claims::ClaimError;
@@ -256,6 +257,8 @@ impl Executor {
         if let Some(ike) = &self.ike {
             ike.apply(&connections);
         }
+        let gone: Vec<Ipv4Addr> = connections.iter().filter_map(gone_peer).collect();
+        self.kernel.delete_states(&gone).await?;
         let of_old = self.kernel.set_policies(&old).await?;
         if let Some(runner) = self.hooks.as_mut().filter(|_| !hooks.is_empty()) {
             runner.start(hooks);
@@ -284,6 +287,17 @@ impl Executor {
     fn update_claimed(&mut self) {
         let claimed = claims::devices(&self.claims).collect();
         self.kernel.set_claimed(claimed, self.data_plane.device());
+    }
+}
+
+/// The peer whose connection a change removes.
+fn gone_peer(change: &Change) -> Option<Ipv4Addr> {
+    match change {
+        Change::Del {
+            key: Key::Connection(peer),
+            ..
+        } => Some(*peer),
+        Change::Del { .. } | Change::Set { .. } => None,
     }
 }
 

@@ -8,6 +8,8 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
+use std::net::Ipv4Addr;
+
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{
@@ -26,6 +28,8 @@ pub(super) const NETLINK_XFRM: isize = 6;
 pub(super) const POLICY_GROUP: u32 = 4;
 
 /// `XFRM_MSG_…` of linux/xfrm.h.
+const DELETE_STATE: u16 = 0x11;
+const GET_STATE: u16 = 0x12;
 const NEW_POLICY: u16 = 0x13;
 const DELETE_POLICY: u16 = 0x14;
 const GET_POLICY: u16 = 0x15;
@@ -174,6 +178,41 @@ impl Kernel {
             (_, outcome) => outcome,
         };
         Ok(changes.iter().zip(outcomes).map(gone).collect())
+    }
+}
+
+impl Kernel {
+    /// Deletes the states of tunnels with these nodes. charon does so itself, unless it has ended.
+    ///
+    /// # Errors
+    ///
+    /// The netlink exchange with the kernel failed.
+    pub(crate) async fn delete_states(&mut self, peers: &[Ipv4Addr]) -> Result<(), KernelError> {
+        if peers.is_empty() {
+            return Ok(());
+        }
+        let socket = match self.xfrm.socket() {
+            Err(error) if is_unsupported(&error) => return Ok(()),
+            socket => socket?,
+        };
+        let request = XfrmMessage {
+            kind: GET_STATE,
+            payload: Vec::new(),
+        };
+        let states = socket.dump("states of IPsec", request, |message| {
+            let state = encode::read_state(&message.payload);
+            state.filter(|state| peers.contains(&state.from) || peers.contains(&state.to))
+        });
+        let delete = |state: encode::State| {
+            let message = XfrmMessage {
+                kind: DELETE_STATE,
+                payload: encode::state_id(state),
+            };
+            Request::new(Verb::Plain, message)
+        };
+        let requests: Vec<_> = states.await?.items.into_iter().map(delete).collect();
+        // One that is gone already is no error.
+        socket.batch(&requests).await.map(drop)
     }
 }
 

@@ -12,7 +12,9 @@
 //!  52 user (4)                                                    52 aalgos, ealgos, calgos (3 × 4)
 //! ```
 //!
-//! `xfrm_userpolicy_id` (64) is a selector, an index of 4 bytes and a direction.
+//! `xfrm_userpolicy_id` (64) is a selector, an index of 4 bytes and a direction. Of `xfrm_usersa_info` (224) only these are
+//! read: daddr at 56, spi at 72, proto at 76, saddr at 80, reqid at 208, family at 212, mode at 214. `xfrm_usersa_id` (24) is
+//! daddr (16), spi (4), family (2), proto and a byte unused.
 
 use std::net::Ipv4Addr;
 
@@ -24,6 +26,7 @@ use crate::plan::state::{Direction, Key, Object, Policy};
 const SELECTOR_LEN: usize = 56;
 const POLICY_LEN: usize = 168;
 const TEMPLATE_LEN: usize = 64;
+const STATE_LEN: usize = 224;
 
 /// `AF_INET` of sys/socket.h.
 const AF_INET: u16 = 2;
@@ -48,7 +51,7 @@ const TUNNEL: u8 = 1;
 const ESP: u8 = 50;
 
 /// flannel's reqid, which ties templates to the states that charon makes.
-pub(crate) const REQID: u32 = 11;
+const REQID: u32 = 11;
 
 /// Where the kernel looks first is where the number is lower. These are after every other program's.
 const PASS_PRIORITY: u32 = 0x7ffe_5e1f;
@@ -115,6 +118,40 @@ fn template(from: Ipv4Addr, to: Ipv4Addr) -> [u8; TEMPLATE_LEN] {
     bytes[48] = TUNNEL;
     // Any algorithm.
     bytes[52..].fill(0xff);
+    bytes
+}
+
+/// A state that charon has made for one of flannel's or our templates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct State {
+    pub(super) from: Ipv4Addr,
+    pub(super) to: Ipv4Addr,
+    /// In network order, as the kernel has it.
+    pub(super) spi: [u8; 4],
+}
+
+/// Reads a `xfrm_usersa_info`, if it is such a state.
+pub(super) fn read_state(payload: &[u8]) -> Option<State> {
+    let fixed = payload.first_chunk::<STATE_LEN>()?;
+    let reqid = u32::from_ne_bytes(*fixed[208..].first_chunk()?);
+    let is_ours = reqid == REQID
+        && (fixed[76], fixed[214]) == (ESP, TUNNEL)
+        && fixed[212..214] == AF_INET.to_ne_bytes();
+    Some(State {
+        from: Ipv4Addr::from(*fixed[80..].first_chunk::<4>()?),
+        to: Ipv4Addr::from(*fixed[56..].first_chunk::<4>()?),
+        spi: *fixed[72..].first_chunk()?,
+    })
+    .filter(|_| is_ours)
+}
+
+/// A `xfrm_usersa_id`: which state to delete.
+pub(super) fn state_id(state: State) -> Vec<u8> {
+    let mut bytes = vec![0; 24];
+    bytes[0..4].copy_from_slice(&state.to.octets());
+    bytes[16..20].copy_from_slice(&state.spi);
+    bytes[20..22].copy_from_slice(&AF_INET.to_ne_bytes());
+    bytes[22] = ESP;
     bytes
 }
 

@@ -140,10 +140,36 @@ fn notifications_about_others_mean_nothing() {
     assert_eq!(of(0x10, tunnel()), Notice::None);
 }
 
+/// flannel's issue 1027: `src 10.193.37.153 dst 10.193.37.216 proto esp spi 0xc41726d2 reqid 11 mode tunnel`.
+#[test]
+fn a_state_of_a_tunnel_is_found_and_named() {
+    let mut payload = vec![0; 224];
+    payload[56..60].copy_from_slice(&[10, 193, 37, 216]);
+    payload[72..76].copy_from_slice(&[0xc4, 0x17, 0x26, 0xd2]);
+    payload[76] = 50;
+    payload[80..84].copy_from_slice(&[10, 193, 37, 153]);
+    payload[208] = 11;
+    payload[212] = 2;
+    payload[214] = 1;
+    let state = encode::read_state(&payload).unwrap();
+    assert_eq!(state.from, Ipv4Addr::new(10, 193, 37, 153));
+    let id = encode::state_id(state);
+    assert_eq!(id[..4], [10, 193, 37, 216]);
+    assert_eq!(id[16..], [0xc4, 0x17, 0x26, 0xd2, 2, 0, 50, 0]);
+    // Of AH, with another reqid, IPv6, in transport mode; cut short.
+    for (at, byte) in [(76, 51), (208, 12), (212, 10), (214, 0)] {
+        let mut other = payload.clone();
+        other[at] = byte;
+        assert_eq!(encode::read_state(&other), None);
+    }
+    assert_eq!(encode::read_state(&payload[..223]), None);
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let _ = encode::read(&bytes, &["0.0.0.0/1".parse().unwrap()]);
+        let _ = encode::read_state(&bytes);
     }
 
     #[test]

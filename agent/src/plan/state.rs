@@ -345,7 +345,10 @@ impl fmt::Display for Key {
             Self::NextHop(link, gateway) => write!(f, "nexthop via {gateway} dev {link}"),
             Self::Forward(link, subnet) => write!(f, "forwarding of {subnet} from {link}"),
             Self::Policy(direction, source, destination) => {
-                write!(f, "xfrm policy dir {direction} src {source} dst {destination}")
+                write!(
+                    f,
+                    "xfrm policy dir {direction} src {source} dst {destination}"
+                )
             }
             Self::Connection(peer) => write!(f, "IKE connection with {peer}"),
             Self::Route(destination) => write!(f, "route {destination}"),

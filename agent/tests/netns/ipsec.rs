@@ -43,14 +43,21 @@ fn policies_follow_the_peers() {
         agent.set_peer(&ipsec_peer(1)).await;
         let with_peer = policies(&host);
         assert_eq!(with_peer.len(), 9);
-        assert!(with_peer.iter().any(|line| line.starts_with("src 10.0.0.0/24 dst 10.0.1.0/24")));
+        assert!(
+            with_peer
+                .iter()
+                .any(|line| line.starts_with("src 10.0.0.0/24 dst 10.0.1.0/24"))
+        );
         // The peer gets another address.
         let mut moved = ipsec_peer(1);
         moved.attrs.public_ip = Some([198, 51, 100, 9].into());
         agent.set_peer(&moved).await;
         let text = policies(&host).concat();
         assert_eq!(policies(&host).len(), 9);
-        assert!(text.contains("198.51.100.9") && !text.contains("198.18."), "{text}");
+        assert!(
+            text.contains("198.51.100.9") && !text.contains("198.18."),
+            "{text}"
+        );
         let delta = agent.plan.remove_peer(&subnet(1));
         agent.update(delta).await;
         assert_eq!(policies(&host), own);
@@ -84,7 +91,10 @@ fn what_flannel_or_an_earlier_run_left_is_taken_over() {
         let mut agent = host.agent_configured(0, CONFIG, &[ipsec_peer(1)]).await;
         let counts = agent.resync().await.counts;
         // The connection is no object of the kernel's.
-        assert_eq!((counts.created, counts.changed, counts.removed), (OWN + 1, 0, FOR_PEER));
+        assert_eq!(
+            (counts.created, counts.changed, counts.removed),
+            (OWN + 1, 0, FOR_PEER)
+        );
         let text = policies(&host).concat();
         assert!(!text.contains("10.0.2.0/24"), "{text}");
         agent.reconciler.remove_all().await.unwrap();

@@ -85,12 +85,7 @@ async fn merge(machine: &Machine, extension: &Extension) -> Result<()> {
 }
 
 /// `arguments`: which tests.
-async fn run_program(
-    machine: &Machine,
-    target: &Path,
-    name: &str,
-    arguments: &str,
-) -> Result<()> {
+async fn run_program(machine: &Machine, target: &Path, name: &str, arguments: &str) -> Result<()> {
     let path = find(target, name)?;
     copy(machine, &path, name).await?;
     // The image's own agent, unless somebody tries another.

@@ -46,7 +46,9 @@ pub(crate) enum ViciError {
         source: PacketError,
     },
     /// The answer is of another kind than the command asks for.
-    #[error("strongSwan's charon does not know {0}; its version is too old, 5.6 or later is needed")]
+    #[error(
+        "strongSwan's charon does not know {0}; its version is too old, 5.6 or later is needed"
+    )]
     Unknown(&'static str),
     /// It refuses a command.
     #[error("strongSwan's charon refuses {command} of {connection}: {reason}")]

@@ -93,7 +93,12 @@ pub(super) fn read(event: &Section) -> Option<Association> {
 fn is_beginning(task: &str) -> bool {
     matches!(
         task,
-        "IKE_INIT" | "IKE_AUTH" | "IKE_REAUTH" | "IKE_REAUTH_COMPLETE" | "CHILD_CREATE" | "CHILD_REKEY"
+        "IKE_INIT"
+            | "IKE_AUTH"
+            | "IKE_REAUTH"
+            | "IKE_REAUTH_COMPLETE"
+            | "CHILD_CREATE"
+            | "CHILD_REKEY"
     )
 }
 
@@ -193,9 +198,19 @@ mod tests {
         for (state, tasks, child, expected) in [
             ("ESTABLISHED", None, Some("INSTALLED"), TunnelState::Up),
             ("REKEYING", None, Some("INSTALLED"), TunnelState::Up),
-            ("ESTABLISHED", Some("CHILD_REKEY"), Some("REKEYING"), TunnelState::Up),
+            (
+                "ESTABLISHED",
+                Some("CHILD_REKEY"),
+                Some("REKEYING"),
+                TunnelState::Up,
+            ),
             ("CONNECTING", Some("IKE_INIT"), None, TunnelState::Begun),
-            ("ESTABLISHED", Some("CHILD_CREATE"), None, TunnelState::Begun),
+            (
+                "ESTABLISHED",
+                Some("CHILD_CREATE"),
+                None,
+                TunnelState::Begun,
+            ),
             ("ESTABLISHED", None, Some("RETRYING"), TunnelState::Begun),
             ("ESTABLISHED", None, None, TunnelState::Keyless),
             // A probe for a dead peer makes no tunnel.

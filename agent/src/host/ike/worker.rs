@@ -30,8 +30,7 @@ use crate::base::retry::Backoff;
 use crate::plan::state::{Change, Connection, Key, Object};
 
 /// How often charon is looked for: often at first, since it starts only when it is asked for.
-const PAUSES: Backoff =
-    Backoff::constant(Duration::from_millis(200), Duration::from_secs(5), 0.3);
+const PAUSES: Backoff = Backoff::constant(Duration::from_millis(200), Duration::from_secs(5), 0.3);
 
 /// How long charon may take to start until that is reported.
 const START: Duration = Duration::from_secs(5);

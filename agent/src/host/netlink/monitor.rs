@@ -309,7 +309,7 @@ impl Monitor {
                     self.pending.objects = true;
                     any = true;
                 }
-                Notice::Set(key, object) => match watch.compare(key, Some(object)) {
+                Notice::Set(key, object) => match watch.compare(key, object) {
                     Verdict::AsWanted(key) => {
                         self.suspects.remove(&key);
                     }

@@ -241,8 +241,8 @@ fn request(change: &Change) -> Option<Request<XfrmMessage>> {
 pub(super) enum Notice {
     /// Nothing.
     None,
-    /// One is now like this.
-    Set(Key, Object),
+    /// One is now like this, or was replaced by another program's of the same selector.
+    Set(Key, Option<Object>),
     /// One of them is, or may be, gone.
     Gone,
 }
@@ -250,8 +250,11 @@ pub(super) enum Notice {
 /// Judges a notification.
 pub(super) fn judge(message: &XfrmMessage, networks: &[IpNet]) -> Notice {
     match message.kind {
-        NEW_POLICY | UPDATE_POLICY => match encode::read(&message.payload, networks) {
-            Some((key, object)) => Notice::Set(key, object),
+        NEW_POLICY | UPDATE_POLICY => match encode::read_key(&message.payload, networks) {
+            Some(key) => {
+                let object = encode::read(&message.payload, networks);
+                Notice::Set(key, object.map(|(_, object)| object))
+            }
             None => Notice::None,
         },
         // These name the policy in various ways, and are rare.

@@ -330,12 +330,16 @@ mod tests {
 
     fn texts(objects: impl IntoIterator<Item = (Key, Object)>) -> Vec<String> {
         let objects = objects.into_iter();
-        objects.map(|(key, object)| describe(&key, &object)).collect()
+        objects
+            .map(|(key, object)| describe(&key, &object))
+            .collect()
     }
 
     #[test]
     fn peers_policies_and_connection_are_flannels() {
-        let objects = backend("").between(&own(), &peer(1, [192, 0, 2, 7])).unwrap();
+        let objects = backend("")
+            .between(&own(), &peer(1, [192, 0, 2, 7]))
+            .unwrap();
         assert_eq!(
             texts(objects.clone()),
             [
@@ -370,8 +374,15 @@ mod tests {
                 "route 10.5.0.0/16 dev eth0",
             ]
         );
-        let single = fences("10.5.0.0/16".parse().unwrap(), "10.5.0.0/16".parse().unwrap());
-        assert!(single.into_iter().all(|(_, object)| object == Object::Policy(Policy::Pass)));
+        let single = fences(
+            "10.5.0.0/16".parse().unwrap(),
+            "10.5.0.0/16".parse().unwrap(),
+        );
+        assert!(
+            single
+                .into_iter()
+                .all(|(_, object)| object == Object::Policy(Policy::Pass))
+        );
     }
 
     #[test]
@@ -393,7 +404,9 @@ mod tests {
             v4
         });
         let backend = backend("").over(&behind);
-        let objects = backend.between(&own(), &peer(1, [198, 51, 100, 7])).unwrap();
+        let objects = backend
+            .between(&own(), &peer(1, [198, 51, 100, 7]))
+            .unwrap();
         let Object::Policy(there) = &objects[0].1 else {
             panic!("{objects:?}")
         };
@@ -517,7 +530,11 @@ mod tests {
             "18bb8c151cf37225c276373a25857da26d34e13c1d258bc80872dc9a9b8569d3c22e9927c400dace1029ca4df76c90d4",
         );
         for (text, psk, encap) in [
-            (format!(r#"{{"Type":"ipsec","PSK":"{sample}"}}"#), sample, false),
+            (
+                format!(r#"{{"Type":"ipsec","PSK":"{sample}"}}"#),
+                sample,
+                false,
+            ),
             (
                 format!(r#"{{"Type":"ipsec", "PSK": "{reported}"}}"#),
                 reported,

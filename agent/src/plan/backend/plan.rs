@@ -260,6 +260,10 @@ fn may_be_contested(key: &Key, subnet: &SubnetKey) -> bool {
         Key::Forward(_, of) => subnet.v4 != Some(*of),
         Key::Hook(of) => of != subnet,
         Key::Policy(_, from, to) => subnet.v4 != Some(*from) && subnet.v4 != Some(*to),
-        Key::Link(_) | Key::Address(..) | Key::Fdb(..) | Key::WireguardPeer(..) | Key::Connection(_) => true,
+        Key::Link(_)
+        | Key::Address(..)
+        | Key::Fdb(..)
+        | Key::WireguardPeer(..)
+        | Key::Connection(_) => true,
     }
 }

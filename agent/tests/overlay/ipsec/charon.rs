@@ -80,9 +80,7 @@ impl Charon {
             .spawn()
             .expect("charon-systemd (package charon-systemd)");
         self.child = Some(child);
-        wait_until("charon to answer", || {
-            self.try_swanctl("--stats").is_some()
-        });
+        wait_until("charon to answer", || self.try_swanctl("--stats").is_some());
     }
 
     /// Kills it outright.
@@ -243,7 +241,6 @@ secrets {{
     pub(super) fn said(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
-
 }
 
 impl Drop for Charon {

@@ -129,7 +129,12 @@ fn keys_are_renewed_without_loss() {
         let name = charon.connections().pop().expect("a connection");
         let before = charon.associations();
         charon.swanctl(&format!("--rekey --ike {name}"));
-        let child = name.split('-').skip(1).take(2).collect::<Vec<_>>().join("-");
+        let child = name
+            .split('-')
+            .skip(1)
+            .take(2)
+            .collect::<Vec<_>>()
+            .join("-");
         charon.swanctl(&format!("--rekey --child {child}"));
         wait_until("new keys", || charon.associations() != before);
         flow.wait_answered(300);
@@ -164,7 +169,9 @@ fn connects_with_a_flannel_node() {
     on_flannel.load_flannels(&flannel, theirs, &one, &super::subnet(&one), SECRET);
     flannel.namespace.ip("link add docker0 type bridge");
     flannel.namespace.ip("link set docker0 up");
-    flannel.namespace.ip("address add 10.5.200.1/24 dev docker0");
+    flannel
+        .namespace
+        .ip("address add 10.5.200.1/24 dev docker0");
     flannel.namespace.ip("route add default dev eth0");
     let lease = r#"{"PublicIP":"10.77.0.12","PublicIPv6":null,"BackendType":"ipsec"}"#;
     store.put_lease("10.5.200.0-24", lease);

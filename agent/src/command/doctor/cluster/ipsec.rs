@@ -28,7 +28,11 @@ pub(super) const CHECK: Check = Check {
 
 fn check(context: &Context<'_>) -> Outcome {
     let status = context.status()?;
-    if status.network.as_ref().is_none_or(|network| network.backend != KIND) {
+    if status
+        .network
+        .as_ref()
+        .is_none_or(|network| network.backend != KIND)
+    {
         return Ok(Vec::new());
     }
     let release = uname().map(|system| system.release().to_os_string());
@@ -81,7 +85,9 @@ fn find(status: &Status, has_esp: Option<bool>) -> Vec<Finding> {
             Advice::new(
                 "the nodes negotiate, and then this one refuses; its containers reach no peer",
                 [
-                    format!("use a kernel with the module {MODULE} (CONFIG_INET_ESP): modinfo {MODULE}"),
+                    format!(
+                        "use a kernel with the module {MODULE} (CONFIG_INET_ESP): modinfo {MODULE}"
+                    ),
                     "or choose another backend for all nodes, such as wireguard".into(),
                 ],
             ),
@@ -159,7 +165,10 @@ mod tests {
         assert!(find(&status(&[Up, Up]), Some(true)).is_empty());
         assert!(find(&status(&[Up]), None).is_empty());
         let findings = find(&status(&[Begun, Up, Begun, Down, Keyless]), Some(true));
-        let texts: Vec<_> = findings.iter().map(|finding| finding.what.as_str()).collect();
+        let texts: Vec<_> = findings
+            .iter()
+            .map(|finding| finding.what.as_str())
+            .collect();
         assert_eq!(
             texts,
             [
@@ -184,7 +193,11 @@ mod tests {
                 Some(true),
             ),
             ("modules.builtin", "kernel/net/ipv4/esp4.ko\n", Some(true)),
-            ("modules.dep", "kernel/net/ipv4/esp4_offload.ko.xz:\n", Some(false)),
+            (
+                "modules.dep",
+                "kernel/net/ipv4/esp4_offload.ko.xz:\n",
+                Some(false),
+            ),
             ("modules.alias", "alias xfrm-type-2-50 esp4\n", None),
         ] {
             let root = tempfile::tempdir().unwrap();

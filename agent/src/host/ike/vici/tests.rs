@@ -18,8 +18,8 @@ fn packet(kind: u8, rest: &[u8]) -> Vec<u8> {
 
 #[test]
 fn strongswans_example_is_read_and_written() {
-    let section = Section::default()
-        .with_section("sub-section", Section::default().with("key2", "value2"));
+    let section =
+        Section::default().with_section("sub-section", Section::default().with("key2", "value2"));
     let mut list = section;
     let items = [b"item1", b"item2"].map(|item| item.to_vec()).into();
     list.0.push(("list1".to_owned(), Element::List(items)));
@@ -34,7 +34,10 @@ fn strongswans_example_is_read_and_written() {
     };
     assert_eq!(message.text("key1"), Some("value1"));
     let section = message.section("section1").unwrap();
-    assert_eq!(section.texts("list1").collect::<Vec<_>>(), ["item1", "item2"]);
+    assert_eq!(
+        section.texts("list1").collect::<Vec<_>>(),
+        ["item1", "item2"]
+    );
     let sub = section.section("sub-section").unwrap();
     assert_eq!(sub.text("key2"), Some("value2"));
     assert_eq!((sub.text("key1"), message.text("section1")), (None, None));
@@ -132,7 +135,10 @@ fn no_value_shows_in_debug() {
         .with("data", "swordfish")
         .with_list("owners", "swordfish");
     let text = format!("{:?}", Packet::Request("load-shared".to_owned(), message));
-    assert!(!text.contains("sword") && text.contains("9 bytes"), "{text}");
+    assert!(
+        !text.contains("sword") && text.contains("9 bytes"),
+        "{text}"
+    );
 }
 
 fn section() -> impl Strategy<Value = Section> {

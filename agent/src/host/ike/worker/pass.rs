@@ -21,8 +21,7 @@ use crate::plan::state::Connection;
 const COURTESY: Duration = Duration::from_secs(3);
 
 /// How soon a tunnel is begun again where charon has given up, as it does if the secrets differ.
-const RETRIES: Backoff =
-    Backoff::constant(Duration::from_secs(3), Duration::from_secs(60), 0.3);
+const RETRIES: Backoff = Backoff::constant(Duration::from_secs(3), Duration::from_secs(60), 0.3);
 
 /// The event that `list-sas` sends for each association.
 const ASSOCIATION: &str = "list-sa";
@@ -157,7 +156,10 @@ impl Session {
         if !self.surveyed {
             let there = self.client.call("get-conns", Section::default()).await?;
             let ours = there.texts("conns");
-            others.extend(ours.filter(|name| names::is_ours(name, networks)).map(Into::into));
+            others.extend(
+                ours.filter(|name| names::is_ours(name, networks))
+                    .map(Into::into),
+            );
             self.surveyed = true;
         }
         others.retain(|name| !wanted.contains_key(name));

@@ -108,7 +108,10 @@ async fn serve(mut stream: UnixStream, state: Arc<Mutex<State>>) {
         };
         for answer in answers {
             let bytes = answer.write().unwrap();
-            stream.write_u32(bytes.len().try_into().unwrap()).await.unwrap();
+            stream
+                .write_u32(bytes.len().try_into().unwrap())
+                .await
+                .unwrap();
             stream.write_all(&bytes).await.unwrap();
         }
     }
@@ -267,7 +270,9 @@ async fn the_node_with_the_higher_address_leaves_it_to_the_other_to_begin() {
     let start = Instant::now();
     worker.apply(&[set(remote, &wanted())]);
     charon
-        .until("a tunnel all the same", |state| !state.associations.is_empty())
+        .until("a tunnel all the same", |state| {
+            !state.associations.is_empty()
+        })
         .await;
     assert!(start.elapsed() >= Duration::from_secs(3));
 }
@@ -293,7 +298,12 @@ async fn a_new_secret_is_loaded_and_both_prove_that_they_have_it() {
     let state = charon.state();
     assert_eq!(state.secrets[&name()], "p".repeat(96));
     // The tunnel stays meanwhile.
-    assert!(!state.orders.iter().any(|order| order.starts_with("terminate")));
+    assert!(
+        !state
+            .orders
+            .iter()
+            .any(|order| order.starts_with("terminate"))
+    );
 }
 
 #[tokio::test]
@@ -302,7 +312,9 @@ async fn what_an_earlier_run_left_goes_and_what_others_have_stays() {
     let old = "10.193.37.153-172.17.96.0/24-172.17.1.0/24-10.193.37.5";
     for name in [old, "office"] {
         let mut state = charon.state();
-        state.connections.insert(name.to_owned(), Section::default());
+        state
+            .connections
+            .insert(name.to_owned(), Section::default());
         let is_up = "ESTABLISHED".to_owned();
         state.associations.insert(name.to_owned(), is_up);
     }
@@ -325,7 +337,10 @@ async fn what_charon_refuses_is_reported_in_its_words_and_hinders_no_other() {
     let trouble = worker.report().trouble.clone().unwrap().to_string();
     assert_eq!(
         trouble,
-        format!("strongSwan's charon refuses load-conn of {}: no such luck", name())
+        format!(
+            "strongSwan's charon refuses load-conn of {}: no such luck",
+            name()
+        )
     );
     charon.state().refuses = None;
     charon
@@ -359,7 +374,9 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn numbered(peer: u8, subnet: u8) -> (Ipv4Addr, Connection) {
     let connection = Connection {
-        peer_subnet: format!("172.17.{}.0/24", peer * 4 + subnet).parse().unwrap(),
+        peer_subnet: format!("172.17.{}.0/24", peer * 4 + subnet)
+            .parse()
+            .unwrap(),
         ..wanted()
     };
     (Ipv4Addr::new(10, 200, 0, peer), connection)

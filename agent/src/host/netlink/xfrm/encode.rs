@@ -158,7 +158,12 @@ pub(super) fn state_id(state: State) -> Vec<u8> {
 /// Reads a `xfrm_userpolicy_info` with attributes, if it is a policy of ours for these networks: [`Object::Odd`] if its
 /// form is another.
 pub(super) fn read(payload: &[u8], networks: &[IpNet]) -> Option<(Key, Object)> {
-    let (fixed, rest) = payload.split_first_chunk::<POLICY_LEN>()?;
+    Some((read_key(payload, networks)?, read_object(payload)?))
+}
+
+/// The key that a policy for these networks has, whoever made it.
+pub(super) fn read_key(payload: &[u8], networks: &[IpNet]) -> Option<Key> {
+    let fixed = payload.first_chunk::<POLICY_LEN>()?;
     let direction = match fixed[160] {
         0 => Direction::In,
         1 => Direction::Out,
@@ -172,9 +177,12 @@ pub(super) fn read(payload: &[u8], networks: &[IpNet]) -> Option<(Key, Object)> 
         let mut networks = networks.iter().filter(|network| network.prefix_len() > 0);
         networks.any(|network| network.contains(&IpNet::V4(net)))
     };
-    if !inside(from) || !inside(to) {
-        return None;
-    }
+    (inside(from) && inside(to)).then_some(Key::Policy(direction, from, to))
+}
+
+/// What a policy does, if it is one of ours.
+fn read_object(payload: &[u8]) -> Option<Object> {
+    let (fixed, rest) = payload.split_first_chunk::<POLICY_LEN>()?;
     let mut templates = None;
     for (kind, value) in attributes(rest) {
         match kind {
@@ -186,14 +194,13 @@ pub(super) fn read(payload: &[u8], networks: &[IpNet]) -> Option<(Key, Object)> 
         }
     }
     let priority = u32::from_ne_bytes(*fixed[152..].first_chunk()?);
-    let object = match (templates, priority, fixed[161]) {
-        (Some(templates), priority, action) => read_template(templates, priority, action)?,
-        (None, PASS_PRIORITY, ALLOW) => Object::Policy(Policy::Pass),
-        (None, BLOCK_PRIORITY, BLOCK) => Object::Policy(Policy::Block),
-        (None, PASS_PRIORITY | BLOCK_PRIORITY, _) => Object::Odd,
-        (None, ..) => return None,
-    };
-    Some((Key::Policy(direction, from, to), object))
+    match (templates, priority, fixed[161]) {
+        (Some(templates), priority, action) => read_template(templates, priority, action),
+        (None, PASS_PRIORITY, ALLOW) => Some(Object::Policy(Policy::Pass)),
+        (None, BLOCK_PRIORITY, BLOCK) => Some(Object::Policy(Policy::Block)),
+        (None, PASS_PRIORITY | BLOCK_PRIORITY, _) => Some(Object::Odd),
+        (None, ..) => None,
+    }
 }
 
 /// Source and destination; `None` for a selector of other things.

@@ -94,9 +94,15 @@ fn other_programs_policies_are_not_ours() {
         ("no prefix", change(42, 33)),
         ("another reqid", change(168 + 4 + 44, 12)),
         ("of AH", change(168 + 4 + 20, 51)),
-        ("with a mark", with(&[12, 0, 21, 0, 1, 0, 0, 0, 255, 0, 0, 0])),
+        (
+            "with a mark",
+            with(&[12, 0, 21, 0, 1, 0, 0, 0, 255, 0, 0, 0]),
+        ),
         ("of an interface", with(&[8, 0, 31, 0, 7, 0, 0, 0])),
-        ("a sub-policy", with(&[10, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0])),
+        (
+            "a sub-policy",
+            with(&[10, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+        ),
         ("cut short", listed(tunnel())[..100].to_vec()),
     ] {
         assert_eq!(read(&payload), None, "{why}");
@@ -127,7 +133,7 @@ fn notifications_about_others_mean_nothing() {
     let of = |kind, policy| judge(&message(kind, listed(policy)), &networks());
     let key = Key::Policy(Direction::Out, net("10.5.1.0/24"), net("10.5.2.0/24"));
     for kind in [NEW_POLICY, UPDATE_POLICY] {
-        let set = Notice::Set(key.clone(), Object::Policy(tunnel()));
+        let set = Notice::Set(key.clone(), Some(Object::Policy(tunnel())));
         assert_eq!(of(kind, tunnel()), set);
         let others = [IpNet::from(net("10.6.0.0/16"))];
         let others = judge(&message(kind, listed(tunnel())), &others);
@@ -136,6 +142,11 @@ fn notifications_about_others_mean_nothing() {
     for kind in [DELETE_POLICY, EXPIRE_POLICY, FLUSH_POLICIES] {
         assert_eq!(of(kind, tunnel()), Notice::Gone);
     }
+    // Another program's in the place of ours.
+    let mut replaced = listed(Policy::Block);
+    replaced[152..156].copy_from_slice(&[0; 4]);
+    let replaced = judge(&message(UPDATE_POLICY, replaced), &networks());
+    assert_eq!(replaced, Notice::Set(key, None));
     // A new state is none of ours to judge.
     assert_eq!(of(0x10, tunnel()), Notice::None);
 }

@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) enum ViciError {
     /// Nobody answers at the socket.
     #[error(
-        "strongSwan's charon does not answer at {}: {source}; IPsec needs it beside the agent: install charon with its vici plugin, and start it (selvage-charon.service)", path.display()
+        "strongSwan's charon, which IPsec needs beside the agent (selvage-charon.service), does not answer at {}", path.display()
     )]
     Connect {
         /// The socket.
@@ -29,7 +29,7 @@ pub(crate) enum ViciError {
         source: io::Error,
     },
     /// charon ended, or closed the connection.
-    #[error("strongSwan's charon ended, or closed the connection: {0}")]
+    #[error("strongSwan's charon ended, or closed the connection")]
     Lost(#[source] io::Error),
     /// No answer in time.
     #[error("strongSwan's charon did not answer {command} within {} s", DEADLINE.as_secs())]
@@ -38,7 +38,7 @@ pub(crate) enum ViciError {
         command: &'static str,
     },
     /// What it says is not VICI.
-    #[error("strongSwan's charon sent an unreadable answer to {command}: {source}")]
+    #[error("strongSwan's charon sent an unreadable answer to {command}")]
     Packet {
         /// The command.
         command: &'static str,

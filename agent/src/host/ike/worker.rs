@@ -41,6 +41,10 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// The file that asks the service manager for charon, beside the control socket.
 const REQUEST: &str = "ipsec";
 
+/// How often charon is asked for. The service manager starts it again by itself; where it is not installed, each request
+/// makes a line in the journal.
+const REQUESTS: Duration = Duration::from_secs(60);
+
 /// The connections that are wanted, by the peer's public address.
 type Wanted = BTreeMap<Ipv4Addr, Connection>;
 
@@ -90,6 +94,7 @@ impl Worker {
             shared: Arc::clone(&shared),
             reports: sender,
             silent_since: None,
+            asked: None,
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.work());
@@ -183,6 +188,8 @@ struct Keeper {
     reports: watch::Sender<Report>,
     /// Since when charon has not answered.
     silent_since: Option<Instant>,
+    /// When charon was last asked for.
+    asked: Option<Instant>,
 }
 
 impl Keeper {
@@ -229,7 +236,11 @@ impl Keeper {
     }
 
     /// The path unit of charon's service waits for this file.
-    fn ask_for_charon(&self) {
+    fn ask_for_charon(&mut self) {
+        if self.asked.is_some_and(|asked| asked.elapsed() < REQUESTS) {
+            return;
+        }
+        self.asked = Some(Instant::now());
         if let Err(error) = fs::write(&self.request, "") {
             debug!(path = %self.request.display(), "failed to ask for charon: {error}");
         }

@@ -5,8 +5,6 @@ use std::fs;
 use std::future::ready;
 use std::path::Path;
 
-use nix::sys::utsname::uname;
-
 use super::advice::Advice;
 use super::{Check, Context, name, sample};
 use crate::command::doctor::{Finding, Outcome, Severity};
@@ -35,15 +33,15 @@ fn check(context: &Context<'_>) -> Outcome {
     {
         return Ok(Vec::new());
     }
-    let release = uname().map(|system| system.release().to_os_string());
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease");
     let has_esp = release
         .ok()
-        .and_then(|release| has_esp("/".as_ref(), Path::new(&release)));
+        .and_then(|release| has_esp("/".as_ref(), release.trim()));
     Ok(find(status, has_esp))
 }
 
 /// Whether the kernel of that release has ESP, or can load it; `None` if its modules are not to be seen from here.
-fn has_esp(root: &Path, release: &Path) -> Option<bool> {
+fn has_esp(root: &Path, release: &str) -> Option<bool> {
     if root.join("sys/module").join(MODULE).exists() {
         return Some(true);
     }
@@ -70,11 +68,10 @@ fn find(status: &Status, has_esp: Option<bool>) -> Vec<Finding> {
         let peers = by_reason.get(reason)?;
         let advice = explain(state)?;
         let mut finding = finding(
-            sample(peers),
+            peers.first().map(|peer| name(peer)).unwrap_or_default(),
             format!("{}: {reason}", sample(peers)),
             advice,
         );
-        finding.subject = peers.first().map(|peer| name(peer));
         finding.peers = peers.iter().flat_map(|peer| peer.nets()).collect();
         Some(finding)
     });
@@ -141,21 +138,16 @@ fn explain(state: TunnelState) -> Option<Advice> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::status::PeerState;
-    use crate::telemetry::status::samples;
+    use crate::telemetry::status::{PeerState, samples};
 
     fn status(states: &[TunnelState]) -> Status {
         let mut status = samples::full();
-        let template = status.peers.first().expect("a peer").clone();
-        let peer = |(n, state): (usize, &TunnelState)| Peer {
-            subnet: format!("10.5.{n}.0/24").parse().ok(),
-            subnet_v6: None,
+        let peer = |(n, state): (u8, &TunnelState)| Peer {
             state: PeerState::Failed,
             reason: state.lack().map(str::to_owned),
-            refusal: None,
-            ..template.clone()
+            ..samples::peer(n, n + 10)
         };
-        status.peers = states.iter().enumerate().map(peer).collect();
+        status.peers = (0..).zip(states).map(peer).collect();
         status
     }
 
@@ -204,10 +196,10 @@ mod tests {
             let directory = root.path().join("usr/lib/modules/6.12.0");
             fs::create_dir_all(&directory).unwrap();
             fs::write(directory.join(list), text).unwrap();
-            assert_eq!(has_esp(root.path(), "6.12.0".as_ref()), expected, "{text}");
+            assert_eq!(has_esp(root.path(), "6.12.0"), expected, "{text}");
         }
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("sys/module/esp4")).unwrap();
-        assert_eq!(has_esp(root.path(), "6.12.0".as_ref()), Some(true));
+        assert_eq!(has_esp(root.path(), "6.12.0"), Some(true));
     }
 }

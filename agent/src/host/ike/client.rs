@@ -142,11 +142,18 @@ impl Client {
 
     /// Waits until charon closes the connection; between calls it sends nothing. Cancel-safe.
     pub(super) async fn closed(&self) -> ViciError {
-        let end = match self.0.readable().await {
-            Ok(()) => io::ErrorKind::UnexpectedEof.into(),
-            Err(error) => error,
-        };
-        ViciError::Lost(end)
+        loop {
+            if let Err(error) = self.0.readable().await {
+                return ViciError::Lost(error);
+            }
+            match self.0.try_read(&mut [0]) {
+                // What was read before may count as readable.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return ViciError::Lost(error),
+                Ok(0) => return ViciError::Lost(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => return ViciError::Lost(io::ErrorKind::InvalidData.into()),
+            }
+        }
     }
 
     async fn send(&mut self, command: &'static str, packet: &Packet) -> Result<(), ViciError> {

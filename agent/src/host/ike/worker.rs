@@ -94,6 +94,7 @@ impl Worker {
             shared: Arc::clone(&shared),
             reports: sender,
             silent_since: None,
+            has_answered: false,
             asked: None,
         };
         let mut task = JoinSet::new();
@@ -188,6 +189,8 @@ struct Keeper {
     reports: watch::Sender<Report>,
     /// Since when charon has not answered.
     silent_since: Option<Instant>,
+    /// Whether charon has answered before.
+    has_answered: bool,
     /// When charon was last asked for.
     asked: Option<Instant>,
 }
@@ -220,6 +223,7 @@ impl Keeper {
             let passed = session.pass(&wanted, &networks, start).await?;
             pauses.reset();
             self.silent_since = None;
+            self.has_answered = true;
             self.report(passed.refusal, passed.tunnels);
             let pause = PAUSE.max(start.elapsed() * 10);
             tokio::select! {
@@ -249,8 +253,8 @@ impl Keeper {
     fn fail(&mut self, error: ViciError) {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
         debug!("{}", chain(&error));
-        let had_answered = !matches!(error, ViciError::Connect { .. });
-        let is_late = had_answered || since.elapsed() >= START;
+        let may_start = !self.has_answered && matches!(error, ViciError::Connect { .. });
+        let is_late = !may_start || since.elapsed() >= START;
         let trouble = (self.is_wanted() && is_late).then_some(error);
         self.report(trouble, BTreeMap::new());
     }

@@ -244,7 +244,7 @@ fn ike_daemon(settings: &Settings, names: &Names) -> Advice {
     Advice::new(
         "strongSwan's charon negotiates the keys of IPsec; tunnels that exist stay up until their keys expire, within an hour, and no new one is made",
         [
-            "see whether it runs, and what it says: systemctl status selvage-charon; journalctl -u selvage-charon"
+            "see whether it runs, and what it says: systemctl status selvage-charon; journalctl --unit selvage-charon"
                 .into(),
             "if it is not installed: selvage sysext add ipsec in the image, elsewhere apt install charon-systemd strongswan-swanctl libstrongswan-standard-plugins; then systemctl start selvage-charon"
                 .into(),

@@ -105,7 +105,7 @@ fn finding(subject: String, what: String, advice: Advice) -> Finding {
 }
 
 fn explain(state: TunnelState) -> Option<Advice> {
-    let look = "see what charon says, here and there: journalctl -u selvage-charon; swanctl --list-sas --uri unix:///run/selvage/charon.vici";
+    let look = "see what charon says, here and there: journalctl --unit selvage-charon; swanctl --list-sas --uri unix:///run/selvage/charon.vici";
     match state {
         TunnelState::Up => None,
         TunnelState::Begun => Some(Advice::new(
@@ -120,14 +120,14 @@ fn explain(state: TunnelState) -> Option<Advice> {
             "packets between the containers are dropped until there is a tunnel; the nodes' ESPProposal differ, or one of the kernels lacks ESP or an algorithm",
             [
                 format!("on both nodes: modprobe {MODULE}; ip xfrm state"),
-                "compare the network config of both: selvage network get".into(),
+                "compare the network config of both".into(),
                 look.into(),
             ],
         )),
         TunnelState::Down => Some(Advice::new(
             "packets between the containers are dropped until there is a tunnel; usually the nodes have different secrets",
             [
-                "compare PSK in the network config that both use: selvage network get; a flannel node reads it only when it starts".into(),
+                "compare PSK in the network config that both use; a flannel node reads it only when it starts".into(),
                 "see that the peer's PublicIP is the address that it sends from".into(),
                 look.into(),
             ],

@@ -27,7 +27,8 @@ fn ipsec_peer(n: u16) -> Lease {
 /// The policies, one a line.
 fn policies(host: &Host) -> Vec<String> {
     let text = host.ns.ip("xfrm policy").replace("\n\t", " ");
-    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    let squeeze = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut lines: Vec<_> = text.lines().map(squeeze).collect();
     lines.sort();
     lines
 }

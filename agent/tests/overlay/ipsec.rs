@@ -306,7 +306,8 @@ fn a_flannel_node_is_a_peer() {
     on_flannel.wait_established(&one);
     let policies = one.namespace.run("ip xfrm policy");
     assert!(policies.contains(&format!("dst {theirs}")), "{policies}");
-    // Else its tunnel is refused, by both kernels.
-    let has_tunnel = on_one.associations().contains(theirs);
-    assert_eq!(has_tunnel, charon::has_esp());
+    if charon::has_esp() {
+        let is_there = || on_flannel.associations().contains("INSTALLED");
+        wait_until("a tunnel", is_there);
+    }
 }

@@ -236,6 +236,8 @@ impl Monitor {
         match open() {
             Ok(socket) => {
                 self.policies = Some(socket);
+                // The socket writes only into what is there.
+                self.received_policies.reserve(DATAGRAM);
                 // One may have changed just before.
                 self.pending.objects = true;
                 self.report_at = Instant::now();

@@ -117,7 +117,8 @@ impl Charon {
     pub(super) fn connections(&self) -> Vec<String> {
         let text = self.swanctl("--list-conns");
         let names = text.lines().filter(|line| !line.starts_with(' '));
-        let names = names.filter_map(|line| line.split_once(": IKEv"));
+        // What follows is wrong for names with dots.
+        let names = names.filter_map(|line| line.split_once(": "));
         names.map(|(name, _)| name.to_owned()).collect()
     }
 

@@ -20,8 +20,9 @@ use crate::plan::state::Connection;
 /// How long the node with the higher address leaves it to the other one to begin.
 const COURTESY: Duration = Duration::from_secs(3);
 
-/// How soon a tunnel is begun again where charon has given up, as it does if the secrets differ.
-const RETRIES: Backoff = Backoff::constant(Duration::from_secs(3), Duration::from_secs(60), 0.3);
+/// How soon a tunnel is begun again where charon has given up, as it does if the secrets differ, or the other node was not
+/// told of this one yet.
+const RETRIES: Backoff = Backoff::constant(Duration::from_secs(1), Duration::from_secs(60), 0.3);
 
 /// The event that `list-sas` sends for each association.
 const ASSOCIATION: &str = "list-sa";

@@ -204,7 +204,7 @@ fn an_association_that_somebody_ends_is_made_again() {
         charon.wait_established(peer);
         let before = charon.associations();
         let name = charon.connections().pop().expect("a connection");
-        charon.swanctl(&format!("--terminate --force --timeout 5 --ike {name}"));
+        charon.swanctl(&format!("--terminate --force --timeout 30 --ike {name}"));
         wait_until("another association", || {
             let now = charon.associations();
             now != before && now.contains("ESTABLISHED")
@@ -259,7 +259,7 @@ fn a_node_with_another_secret_is_kept_out_and_named() {
     // What its agent loaded gives way to another, as after a mistake in an administrator's file.
     on_two.load_secret(&two, &one, OTHER_SECRET);
     let name = on_one.connections().pop().expect("a connection");
-    on_one.swanctl(&format!("--terminate --force --timeout 5 --ike {name}"));
+    on_one.swanctl(&format!("--terminate --force --timeout 30 --ike {name}"));
     wait_until("the failure in the list of peers", || {
         let output = one.selvage("peers").output().expect("selvage peers");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

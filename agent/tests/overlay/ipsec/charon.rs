@@ -142,8 +142,8 @@ impl Charon {
         let Some(name) = self.connections().pop() else {
             return false;
         };
-        self.swanctl(&format!("--terminate --force --timeout 5 --ike {name}"));
-        self.swanctl(&format!("--initiate --timeout 10 --ike {name}"));
+        self.swanctl(&format!("--terminate --force --timeout 30 --ike {name}"));
+        self.swanctl(&format!("--initiate --timeout 30 --ike {name}"));
         let text = self.associations();
         text.contains("ESTABLISHED") && text.contains(&peer.address.to_string())
     }

@@ -87,7 +87,7 @@ fn tunnels_that_are_lost_come_back() {
     one.wait_reaches(&two);
     let end = |charon: &Charon| {
         let name = charon.connections().pop().expect("a connection");
-        charon.swanctl(&format!("--terminate --force --timeout 5 --ike {name}"));
+        charon.swanctl(&format!("--terminate --force --timeout 30 --ike {name}"));
     };
     end(&on_one);
     one.wait_reaches(&two);

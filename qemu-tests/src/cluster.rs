@@ -13,6 +13,7 @@ use selvage::appliance::image_file;
 use crate::{
     artifacts::Artifacts,
     disk,
+    drive::Drive,
     host::{Host, free_port},
     machine::{self, Machine},
     progress::Progress,
@@ -33,10 +34,6 @@ const SPARE_DISK_BYTES: u64 = 1 << 30;
 /// The image of a machine that has its config in there.
 const EMBEDDED_IMAGE: &str = "image.raw";
 
-/// The label of a drive with a config and metadata, as OpenStack has it, and its size.
-const DRIVE_LABEL: &str = "config-2";
-const DRIVE_BYTES: &str = "8M";
-
 /// A machine to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
@@ -50,8 +47,12 @@ pub(crate) struct Node {
     pub ignition: String,
     /// What it finds below `http://10.0.2.4/`: names and contents. See [`serve`].
     pub served: Vec<(String, Vec<u8>)>,
-    /// What is on a further disk, whose label is [`DRIVE_LABEL`]: names and contents. Empty: there is no such disk.
-    pub drive: Vec<(String, Vec<u8>)>,
+    /// What Azure's host has for it at [`serve::AZURE_HOST`]: names and contents. Only a machine of a cloud can ask.
+    pub azure_host: Vec<(String, Vec<u8>)>,
+    /// A further disk, or a CD, from its platform.
+    pub drive: Option<Drive>,
+    /// A network for it, which it gets by fw_cfg.
+    pub network: Option<String>,
 }
 
 /// How machines of a cluster are started.
@@ -154,9 +155,21 @@ async fn prepare_one(
     let mut spare_disks: Vec<PathBuf> = (0..options.spare_disks)
         .map(|index| create_spare_disk(dir, index))
         .collect::<Result<_>>()?;
-    if !node.drive.is_empty() {
-        spare_disks.push(create_drive(dir, &node.drive).await?);
+    let mut cd = None;
+    if let Some(drive) = &node.drive {
+        let image = drive.create(dir).await?;
+        match drive.is_cd() {
+            true => cd = Some(image),
+            false => spare_disks.push(image),
+        }
     }
+    let azure_host = serve::prepare(&dir.join("azure-host"), &node.azure_host)?;
+    let network = node.network.as_ref().map(|text| {
+        let path = dir.join("network");
+        let written = fs::write(&path, text);
+        written.with_context(|| format!("failed to write {}", path.display()))?;
+        anyhow::Ok(path)
+    });
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets
@@ -181,14 +194,19 @@ async fn prepare_one(
             false => boot(host, dir, options)?,
         },
         ignition: (options.cloud.is_none() && !options.embedded).then_some(ignition),
+        network: network.transpose()?,
         console: dir.join("console.log"),
         qmp: socket("qmp"),
         ssh_port: ssh.port,
         access: !options.unanswered,
         underlay: (!options.alone).then(|| (socket("net"), node.mac.clone())),
         served: serve::prepare(&dir.join("served"), &node.served)?,
-        relays: Vec::new(),
+        relays: azure_host
+            .map(|command| serve::option(serve::AZURE_HOST, &command))
+            .into_iter()
+            .collect(),
         spare_disks,
+        cd,
         cpus: match options.secure_boot {
             true => 1,
             false => Host::cpus(machines),
@@ -260,23 +278,6 @@ fn create_spare_disk(dir: &Path, index: usize) -> Result<PathBuf> {
         .and_then(|file| file.set_len(SPARE_DISK_BYTES))
         .with_context(|| format!("failed to create {}", path.display()))?;
     Ok(path)
-}
-
-/// A disk with a file system that has these files.
-async fn create_drive(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
-    let contents = dir.join("drive");
-    serve::write_all(&contents, files)?;
-    let disk = dir.join("drive.raw");
-    let output = tokio::process::Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-L", DRIVE_LABEL, "-d"])
-        .args([&contents, &disk])
-        .arg(DRIVE_BYTES)
-        .output()
-        .await
-        .context("failed to run mke2fs (package e2fsprogs)")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "mke2fs: {}", said.trim());
-    Ok(disk)
 }
 
 /// A short name for the sockets of the cluster in whose directory `dir` lies.
@@ -371,7 +372,9 @@ impl Cluster {
             .flat_map(|machine| {
                 let image = machine.spec.disk.with_file_name(EMBEDDED_IMAGE);
                 let disks = [machine.spec.disk.clone(), image];
-                disks.into_iter().chain(machine.spec.spare_disks.clone())
+                (disks.into_iter())
+                    .chain(machine.spec.spare_disks.clone())
+                    .chain(machine.spec.cd.clone())
             })
             .collect();
         drop(self);

@@ -69,7 +69,9 @@ fn from_text(
                 mac: node.mac.to_string(),
                 ignition,
                 served: Vec::new(),
-                drive: Vec::new(),
+                azure_host: Vec::new(),
+                drive: None,
+                network: None,
             })
         })
         .collect()

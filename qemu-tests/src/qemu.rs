@@ -52,6 +52,9 @@ pub(crate) struct Spec {
     pub boot: Boot,
     /// Ignition configuration, given by fw_cfg; none: the blob is absent.
     pub ignition: Option<PathBuf>,
+    /// A network for the machine, given by fw_cfg; none: the blob is absent.
+    #[serde(default)]
+    pub network: Option<PathBuf>,
     /// File that receives the serial console, appended to.
     pub console: PathBuf,
     /// Monitor socket.
@@ -64,10 +67,14 @@ pub(crate) struct Spec {
     pub underlay: Option<(PathBuf, String)>,
     /// Command that answers a connection of the guest to [`serve::ADDRESS`]; none: nothing is there.
     pub served: Option<String>,
-    /// Ports of this host's 127.0.0.1 that the guest reaches: see [`crate::relay::option`].
+    /// What else answers the guest, each as an option of the user-mode network: see [`crate::relay::option`] and
+    /// [`serve::option`].
     pub relays: Vec<String>,
     /// Further disks, raw and empty.
     pub spare_disks: Vec<PathBuf>,
+    /// What is in the CD drive; none: there is no such drive.
+    #[serde(default)]
+    pub cd: Option<PathBuf>,
     /// Number of virtual processors.
     pub cpus: u32,
     /// Memory in MiB.
@@ -229,11 +236,13 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
             "tpm-crb,tpmdev=tpm",
         ]);
     }
-    if let Some(config) = &spec.ignition {
-        command.args([
-            "-fw_cfg",
-            &format!("name=opt/com.coreos/config,file={}", escape(config)),
-        ]);
+    for (name, file) in [
+        ("opt/com.coreos/config", &spec.ignition),
+        ("opt/selvage/network", &spec.network),
+    ] {
+        if let Some(file) = file {
+            command.args(["-fw_cfg", &format!("name={name},file={}", escape(file))]);
+        }
     }
     let device = if spec.sata {
         "ide-hd,bus=ide.0,drive=disk,bootindex=1"
@@ -244,6 +253,11 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
         .args(disk(spec))
         // Firmware would look into the network first. Not 0: that is QEMU's own for a kernel that it loads itself.
         .args(["-device", device]);
+    drives(command, spec);
+}
+
+/// What is there beside the disk.
+fn drives(command: &mut Command, spec: &Spec) {
     for (index, spare) in spec.spare_disks.iter().enumerate() {
         // Found by its serial number, /dev/disk/by-id/virtio-spare and virtio-spare1 and so on, whatever the kernel calls it.
         let number = if index == 0 {
@@ -263,6 +277,14 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
                 "-device",
                 &format!("virtio-blk-pci,drive=spare{number},serial=spare{number}"),
             ]);
+    }
+    if let Some(cd) = &spec.cd {
+        let file = escape(cd);
+        let drive = format!("if=none,id=cd,format=raw,media=cdrom,readonly=on,file={file}");
+        // On the chipset's SATA, which `q35` has, beside a disk there.
+        command
+            .args(["-drive", &drive])
+            .args(["-device", "ide-cd,bus=ide.1,drive=cd"]);
     }
 }
 
@@ -292,12 +314,11 @@ fn network(command: &mut Command, spec: &Spec) {
         access += CLOUD_NETWORK;
     }
     if let Some(answer) = &spec.served {
-        let answer = answer.replace(',', ",,");
         let address = match spec.cloud {
             true => serve::METADATA_ADDRESS,
             false => serve::ADDRESS,
         };
-        access += &format!(",guestfwd=tcp:{address}:80-cmd:{answer}");
+        access += &format!(",{}", serve::option(address, answer));
     }
     for relay in &spec.relays {
         access += &format!(",{relay}");
@@ -345,6 +366,7 @@ pub(crate) mod tests {
                 append: "console=ttyS0 quiet".into(),
             },
             ignition: Some("/d/node1.ign".into()),
+            network: None,
             console: "/d/console".into(),
             qmp: "/run/q".into(),
             ssh_port: 2201,
@@ -353,6 +375,7 @@ pub(crate) mod tests {
             served: None,
             relays: Vec::new(),
             spare_disks: Vec::new(),
+            cd: None,
             cpus: 1,
             memory_mib: 1024,
             internet: false,
@@ -400,6 +423,16 @@ pub(crate) mod tests {
             ..spec()
         });
         assert!(!line.contains("fw_cfg") && !line.contains("stream"));
+    }
+
+    #[test]
+    fn a_network_is_given_beside_the_config() {
+        let line = line(&Spec {
+            network: Some("/d,1/network".into()),
+            ..spec()
+        });
+        assert!(line.contains("-fw_cfg name=opt/com.coreos/config,file=/d/node1.ign "));
+        assert!(line.contains("-fw_cfg name=opt/selvage/network,file=/d,,1/network "));
     }
 
     #[test]
@@ -486,6 +519,19 @@ pub(crate) mod tests {
         });
         assert!(sata.contains("-device ide-hd,bus=ide.0,drive=disk,bootindex=1"));
         assert!(!sata.contains("virtio-blk-pci"));
+    }
+
+    #[test]
+    fn a_cd_is_read_only_and_not_in_the_place_of_a_disk() {
+        assert!(!line(&spec()).contains("cdrom"));
+        let line = line(&Spec {
+            sata: true,
+            cd: Some("/d,1/drive.raw".into()),
+            ..spec()
+        });
+        assert!(
+            line.contains("media=cdrom,readonly=on,file=/d,,1/drive.raw -device ide-cd,bus=ide.1,")
+        );
     }
 
     #[test]

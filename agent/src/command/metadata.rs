@@ -13,14 +13,15 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use crate::appliance::consoles;
+use crate::appliance::metadata::static_network::{self, Outcome};
 use crate::appliance::metadata::user_data::{self, Target};
 use crate::appliance::metadata::{
-    self, Metadata, Site, check_in, environment, guestinfo, ssh_keys, static_network,
+    self, Metadata, Site, check_in, environment, guestinfo, ssh_keys,
 };
 use crate::appliance::platform::{Facts, Found, detect, id_of};
 use crate::base::atomic_file;
 use crate::base::logging;
-use crate::base::words::harmless;
 
 /// The manual's words on the files.
 pub const METADATA_HELP: &str = "\
@@ -77,7 +78,7 @@ pub struct MetadataFlags {
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
 pub enum MetadataCommand {
-    /// Print the platform, by what it is known, and what it says of this machine.
+    /// Print the platform, by what it is known, what it says of this machine, and the network that it gives.
     Show {
         /// Print JSON; its schema is stable.
         #[arg(long)]
@@ -90,7 +91,7 @@ pub enum MetadataCommand {
         #[arg(value_parser = clap::value_parser!(u64).range(0..=86400))]
         patience: u64,
     },
-    /// Give networkd the platform's network, where it has one; the image does so at each boot.
+    /// Give networkd the platform's network, where it has one; the image does so before networkd starts.
     #[command(hide = true)]
     Network,
     /// Ask VMware's host for what it has for this machine, and print it as JSON; the other commands have this done.
@@ -316,11 +317,15 @@ async fn show(
         let report = json!({
             "platform": found.id, "reason": found.reason, "source": metadata.source,
             "attributes": attributes, "sshKeys": metadata.ssh_keys, "error": error,
+            "network": Outcome::of_this_boot(root),
         });
         writeln!(out, "{report:#}")?;
         return Ok(u8::from(fetched.is_err()));
     }
     writeln!(out, "platform: {} ({})", found.id, found.reason)?;
+    if let Some(network) = Outcome::of_this_boot(root) {
+        writeln!(out, "network: {network}")?;
+    }
     let metadata = fetched?;
     let source = metadata.source.as_deref();
     writeln!(out, "source: {}", source.unwrap_or("none"))?;
@@ -349,7 +354,11 @@ async fn provision(root: &Path, target: &Target, out: &mut impl Write) -> Result
         found.id, found.reason
     )?;
     let mut site = site(root, &found, 0);
-    network_of(&found, &site, out)?;
+    let given = site.clone();
+    let network = || {
+        network_of(&found, &given, out)?;
+        network()
+    };
     // A cloud's service may come later than the machine, and without it there is nothing to do.
     site.patience = Duration::MAX;
     let config = user_data::provision(&found, &site, target, network).await?;
@@ -358,15 +367,23 @@ async fn provision(root: &Path, target: &Target, out: &mut impl Write) -> Result
 }
 
 /// Gives networkd the platform's network. Whatever is wrong with that, DHCP may do: a unit that fails for it would have
-/// a new version of the image judged bad.
-fn network_of(found: &Found, site: &Site, out: &mut impl Write) -> Result<(), Error> {
-    match static_network::write(&found.id, site) {
-        Ok(None) => (),
-        Ok(Some(arguments)) => {
-            let arguments = harmless(&arguments);
-            writeln!(out, "platform {} gives the network: {arguments}", found.id)?;
-        }
-        Err(error) => warn!("{}", logging::chain(&error)),
+/// a new version of the image judged bad. So every console is told, once.
+fn network_of(found: &Found, site: &Site, out: &mut impl Write) -> io::Result<()> {
+    let outcome = match static_network::write(&found.id, site) {
+        Ok(None) => return Ok(()),
+        Ok(Some(outcome)) => outcome,
+        Err(error) => Outcome {
+            refused: Some(format!("{}; cards use DHCP", logging::chain(&error))),
+            ..Outcome::default()
+        },
+    };
+    writeln!(out, "network: {outcome}")?;
+    let is_new = outcome.keep(&site.root).unwrap_or_else(|error| {
+        warn!("`selvage metadata show` will not have the network: {error}");
+        true
+    });
+    if is_new && outcome.is_lacking() {
+        consoles::tell(&site.root, &format!("Network: {outcome}"));
     }
     Ok(())
 }
@@ -425,6 +442,73 @@ mod tests {
             let text = std::fs::read_to_string(&path).unwrap();
             assert_eq!(text, "agents000000\n", "{name}");
         }
+    }
+
+    /// `selvage metadata` with a command.
+    async fn output_of(root: &Path, command: MetadataCommand) -> String {
+        let flags = MetadataFlags {
+            command: Some(command),
+            cmdline: false,
+            provider: None,
+            attributes: Vec::new(),
+            ssh_keys: None,
+            hostname: None,
+            check_in: false,
+            patience: 0,
+        };
+        let mut out = Vec::new();
+        assert_eq!(run(root, &flags, &mut out).await.unwrap(), 0);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_network_that_cannot_be_used_is_told_once_and_shown() {
+        let root = tempfile::tempdir().unwrap();
+        let show = || MetadataCommand::Show {
+            json: false,
+            provider: None,
+            patience: 0,
+        };
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let told = || std::fs::read_to_string(root.path().join("dev/ttyS0")).unwrap();
+        assert_eq!(output_of(root.path(), MetadataCommand::Network).await, "");
+        assert!(!output_of(root.path(), show()).await.contains("network:"));
+        write("sys/class/tty/console/active", "ttyS0\n");
+        write("dev/ttyS0", "");
+        let document = "sys/firmware/qemu_fw_cfg/by_name/opt/selvage/network/raw";
+        write(
+            document,
+            "version: 2\nbonds: {bond0: {interfaces: [eth0]}}\n",
+        );
+        let refused = "not that of the platform: opt/selvage/network of QEMU's fw_cfg: bonds.bond0 is a bond: ";
+        for _ in 0..2 {
+            let said = output_of(root.path(), MetadataCommand::Network).await;
+            assert!(said.starts_with(&format!("network: {refused}")), "{said}");
+            assert!(said.ends_with("; cards use DHCP\n"), "{said}");
+        }
+        assert!(
+            told().contains(&format!("Network: {refused}")),
+            "{}",
+            told()
+        );
+        assert_eq!(told().matches("Network: ").count(), 1, "{}", told());
+        let shown = output_of(root.path(), show()).await;
+        assert!(shown.contains(&format!("\nnetwork: {refused}")), "{shown}");
+        // One that can be used is told to who looks for it.
+        write("dev/ttyS0", "");
+        write(
+            document,
+            "version: 2\nethernets: {eth0: {addresses: [192.0.2.1/24]}}\n",
+        );
+        output_of(root.path(), MetadataCommand::Network).await;
+        assert_eq!(told(), "");
+        let shown = output_of(root.path(), show()).await;
+        let from = "network: from opt/selvage/network of QEMU's fw_cfg; eth0 192.0.2.1/24\n";
+        assert!(shown.contains(from), "{shown}");
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 //! Machines whose configuration is somewhere on the network: it is fetched with the address that the kernel command line
-//! gives, and where it does not come the console says what was tried.
+//! or the platform gives, and where it does not come the console says what was tried.
 
 use std::{path::Path, time::Duration};
 
@@ -18,6 +18,8 @@ use crate::{
     wait,
 };
 
+mod given;
+
 /// The cases here.
 pub(super) const CASES: Names = &[
     "initrd_network::address_by_ip_is_used_for_the_configuration",
@@ -26,6 +28,10 @@ pub(super) const CASES: Names = &[
     "initrd_network::console_says_that_the_server_refuses",
     "initrd_network::console_says_that_the_name_is_unknown",
     "initrd_network::configuration_that_comes_late_is_fetched",
+    given::CASES[0],
+    given::CASES[1],
+    given::CASES[2],
+    given::CASES[3],
 ];
 
 /// Those that are too long for every change.
@@ -35,6 +41,10 @@ pub(super) const EXTENDED: Names = &[
     "initrd_network::console_says_that_the_server_refuses",
     "initrd_network::console_says_that_the_name_is_unknown",
     "initrd_network::configuration_that_comes_late_is_fetched",
+    given::CASES[0],
+    given::CASES[1],
+    given::CASES[2],
+    given::CASES[3],
 ];
 
 /// The command lines of the machines. The prefix is not the one that QEMU gives by DHCP, so the address can only be
@@ -161,6 +171,8 @@ pub(super) async fn run(
         let ran = run_late(suite, host, common, &dir.join("late")).await;
         result = result.and(ran);
     }
+    let ran = given::run(suite, host, common, dir).await;
+    result = result.and(ran);
     suite.close(CASES, result.as_ref().err());
 }
 
@@ -174,7 +186,7 @@ async fn static_address(
     suite
         .case(CASES[0], cluster, async |cluster| {
             ensure!(state == "running", "the boot is {state:?}");
-            has_the_address(only(cluster)?).await
+            has_the_address(only(cluster)?, "enp0s2", "10.0.2.15/25", "10.0.2.3").await
         })
         .await;
     suite
@@ -182,31 +194,32 @@ async fn static_address(
             let machine = only(cluster)?;
             machine.reboot().await?;
             machine.wait_for_ssh(progress).await?;
-            has_the_address(machine).await
+            has_the_address(machine, "enp0s2", "10.0.2.15/25", "10.0.2.3").await
         })
         .await;
     Ok(())
 }
 
-async fn has_the_address(machine: &Machine) -> Result<()> {
+/// The card has this address and no other, and this name server, and nobody was asked by DHCP.
+async fn has_the_address(machine: &Machine, card: &str, address: &str, server: &str) -> Result<()> {
     let said = machine
         .ssh
-        .run("ip -4 -o address show scope global dev enp0s2")
+        .run(&format!("ip -4 -o address show scope global dev {card}"))
         .await?;
     ensure!(
-        said.contains("10.0.2.15/25") && said.lines().count() == 1,
-        "the card does not have the address of ip= alone: {said:?}"
+        said.contains(address) && said.lines().count() == 1,
+        "{card} does not have {address} alone: {said:?}"
     );
-    let said = machine.ssh.run("resolvectl dns enp0s2").await?;
-    ensure!(said.contains("10.0.2.3"), "no name server: {said:?}");
+    let said = machine.ssh.run(&format!("resolvectl dns {card}")).await?;
+    ensure!(said.contains(server), "no name server: {said:?}");
     // Nor in the initrd, whose journal may be under another machine id.
     let networkd = machine
         .ssh
         .run("sudo journalctl --merge -q -o cat _COMM=systemd-network _BOOT_ID=$(tr -d - </proc/sys/kernel/random/boot_id)")
         .await?;
     ensure!(
-        networkd.contains("enp0s2: Link UP") && !networkd.contains("DHCPv4 address"),
-        "DHCP was asked in spite of ip=: {networkd}"
+        networkd.contains(&format!("{card}: Link UP")) && !networkd.contains("DHCPv4 address"),
+        "DHCP was asked in spite of the static address: {networkd}"
     );
     Ok(())
 }

@@ -170,7 +170,7 @@ fn ask(_: &str) -> Result<Option<Vec<u8>>, String> {
     Err("it can be read on x86-64 only".to_owned())
 }
 
-fn decode(value: &str, encoding: &str) -> Result<Vec<u8>, String> {
+pub(super) fn decode(value: &str, encoding: &str) -> Result<Vec<u8>, String> {
     match encoding.trim() {
         "" => Ok(value.as_bytes().to_vec()),
         "base64" | "b64" => base64(value),

@@ -105,12 +105,12 @@ const fn plain(servers: &'static [&'static str]) -> Http {
 const USUAL: &[&str] = &["http://169.254.169.254"];
 
 /// The documents of a drive in OpenStack's form.
-const OPENSTACK_DRIVE: &str = "openstack/latest/meta_data.json";
+pub(super) const OPENSTACK_DRIVE: &str = "openstack/latest/meta_data.json";
 const EC2_DRIVE: &str = "ec2/latest/meta-data.json";
 
 /// Labels of drives in OpenStack's and in NoCloud's form.
-const CONFIG_DRIVE: &[&str] = &["config-2", "CONFIG-2"];
-const NO_CLOUD: &[&str] = &["cidata", "CIDATA"];
+pub(super) const CONFIG_DRIVE: &[&str] = &["config-2", "CONFIG-2"];
+pub(super) const NO_CLOUD: &[&str] = &["cidata", "CIDATA"];
 
 /// What a drive in OpenStack's form has.
 const fn config_drive(values: &'static [Value]) -> Place {

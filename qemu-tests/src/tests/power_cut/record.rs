@@ -348,7 +348,9 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
         mac: String::new(),
         ignition: recording.ignition.clone(),
         served,
-        drive: Vec::new(),
+        azure_host: Vec::new(),
+        drive: None,
+        network: None,
     })
 }
 

@@ -164,7 +164,7 @@ images: packages-build-image-qemu image ## Put the image into what clouds, hyper
 	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
 
 .PHONY: sysexts
-sysexts: image ## Build the system extensions of the image: debug, podman, with given programs kubernetes (KEYS= NAMES= KUBERNETES=)
+sysexts: image ## Build the system extensions of the image: debug, ipsec, podman, with given programs kubernetes (KEYS= NAMES= KUBERNETES=)
 	@$(SUDO) env KEYS="$(KEYS)" KUBERNETES="$(KUBERNETES)" image/sysexts target/image target/sysexts $(NAMES)
 
 # Of the signed image: what it merges, and what not.

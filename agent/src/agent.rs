@@ -120,7 +120,8 @@ pub async fn run(
     let network = settings.agent.network.clone();
     let executor = Executor::open()?
         .of_network(network.as_ref())
-        .with_claims(claims);
+        .with_claims(claims)
+        .with_charon(&settings.ipsec.vici, &settings.files.socket);
     let mut agent = Agent {
         settings,
         privileges,
@@ -308,6 +309,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                         tasks.programmed_all(overlay.program().await);
                     }
                 }
+                () = overlay.ike_changed() => match overlay.ike_trouble() {
+                    None => tasks.ike.done(),
+                    Some(error) => tasks.ike.stuck(&*error),
+                },
                 ended = overlay.commands_ended() => match overlay.take_commands(ended) {
                     Ok(()) => tasks.programmed_all(overlay.program().await),
                     Err(error) => tasks.programmed_part(Err(error)),

@@ -7,6 +7,7 @@ pub mod executor;
 pub mod firewall;
 pub mod hooks;
 pub(crate) mod identity;
+pub mod ike;
 pub mod netlink;
 pub mod open;
 pub mod privileges;

@@ -49,7 +49,7 @@ pub use remote::Listen;
 pub(crate) use remote::is_network_name;
 pub use secret::Secret;
 pub use table::{
-    Agent, Cloud, Cni, Etcd, Files, Firewall, Health, Kubernetes, Remote, Settings, Underlay,
+    Agent, Cloud, Cni, Etcd, Files, Firewall, Health, Ipsec, Kubernetes, Remote, Settings, Underlay,
 };
 
 use inputs::Inputs;

@@ -89,6 +89,7 @@ const GROUPS: &[Names] = &[
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
 const EXTENDED: &[Names] = &[
     after_boot::EXTENDED,
+    image_kernel::EXTENDED,
     initrd_network::EXTENDED,
     configs::EXTENDED,
     platforms::CASES,

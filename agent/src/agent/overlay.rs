@@ -7,6 +7,7 @@ mod error;
 mod firewall;
 mod former_backend;
 mod greet;
+mod ike;
 mod journal;
 mod program;
 mod report;

@@ -41,6 +41,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             task_failures: failures(tasks),
             peers: Some(overlay.count_peers()),
             data_plane: overlay.data_plane_counters(),
+            tunnels: overlay.count_tunnels(),
             events: self.events.clone(),
         }
     }

@@ -162,6 +162,8 @@ pub(super) struct Tasks {
     pub(super) publish: Task,
     /// Generating another MAC address or key.
     pub(super) identity: Task,
+    /// Keeping the connections of the IKE daemon, which is done elsewhere.
+    pub(super) ike: Task,
     /// Whether the host itself is off the overlay, not only some peers.
     pub(super) down: bool,
 }
@@ -188,6 +190,7 @@ impl Default for Tasks {
                 "publish this node's address and identity",
             ),
             identity: Task::new(TaskName::Identity, "generate a new MAC address or key"),
+            ike: Task::new(TaskName::Ike, "have keys of IPsec negotiated"),
             down: false,
         }
     }
@@ -206,6 +209,7 @@ impl Tasks {
             &self.config,
             &self.publish,
             &self.identity,
+            &self.ike,
         ]
     }
 

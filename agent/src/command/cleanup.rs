@@ -19,6 +19,7 @@ use crate::flannel::flanneld::several;
 use crate::host::executor::{ClaimError, Executor};
 use crate::host::firewall::{DEFAULT_RESYNC, Firewall, Mode};
 use crate::host::identity::vxlan::stored_devices;
+use crate::host::ike;
 use crate::host::netlink::KernelError;
 use crate::host::reconcile::Reconciler;
 use crate::host::subnet_file;
@@ -40,8 +41,8 @@ pub enum Error {
     Output(#[from] io::Error),
 }
 
-/// Removes the overlay devices with their entries, all routes and next hops with our protocol number, the firewall
-/// rules of every mode, `subnet.env`, and the contents of the state directory: MAC addresses, WireGuard's private key
+/// Removes the overlay devices with their entries, all routes and next hops with our protocol number, IPsec's policies
+/// and charon's connections for the networks in `subnet.env`, the firewall rules of every mode, `subnet.env`, and the contents of the state directory: MAC addresses, WireGuard's private key
 /// and the random machine ID. A missing object is no error.
 ///
 /// The state directory itself stays, with the lock file in it: if that were removed, another agent could start while a
@@ -80,11 +81,17 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         networks,
         shared: None,
         hooks: Some(hooks),
+        ipsec: true,
     };
     let network = settings.agent.network.as_ref();
     match remove_from_kernel(network, scope, candidates, &known).await {
         Ok(removed) => report.done(format_args!("kernel: {removed} objects removed")),
         Err(error) => report.failed("kernel", &error),
+    }
+    match ike::remove_all(&settings.ipsec.vici, &known).await {
+        Ok(true) => report.done("charon: connections removed"),
+        Ok(false) => (),
+        Err(error) => report.failed("charon", &error),
     }
     let mut firewall = Firewall::new(Mode::Auto, DEFAULT_RESYNC).of_network(network);
     match firewall.clear(&known).await {

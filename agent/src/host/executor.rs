@@ -3,9 +3,10 @@
 //!
 //! | part | has | its objects |
 //! |---|---|---|
-//! | [`Kernel`] | a netlink socket | links, addresses, neighbor and FDB entries, next hops, routes, WireGuard peers |
+//! | [`Kernel`] | a netlink socket | links, addresses, neighbor and FDB entries, next hops, routes, WireGuard peers, policies of IPsec |
 //! | data plane | the udp backend's threads | forwarding entries |
 //! | hooks | a task that runs commands | hooks |
+//! | IKE | a task that tells charon what to do | connections |
 //! | claims | names of abstract sockets | none: the devices and networks of this agent |
 //!
 //! A backend whose objects are elsewhere, such as in a separate daemon, adds a part: its keys in [`Key`], a field of
@@ -17,7 +18,8 @@
 mod claims;
 mod data_plane;
 
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 pub use self::claims::ClaimError;
 use self::data_plane::Slot;
@@ -25,12 +27,22 @@ use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
 use crate::host::claim::Claims;
 use crate::host::hooks::{CommandError, Ended, Runner};
-use crate::host::netlink::{Applied, ChangeError, Kernel, KernelError, Observed};
+use crate::host::ike;
+use crate::host::netlink::{Applied, ChangeError, Kernel, KernelError, Observed, Refused};
 use crate::host::udp::Counters;
 use crate::plan::state::{Change, Key, Scope};
 
 /// A change and its result.
 pub(crate) type Outcome = (Change, Result<(), ChangeError>);
+
+/// Where the IKE daemon is found, and asked for.
+#[derive(Clone, Debug)]
+struct IkePaths {
+    /// charon's VICI socket.
+    vici: PathBuf,
+    /// The directory of the agent's control socket.
+    runtime: PathBuf,
+}
 
 /// Makes changes on this host.
 #[derive(Debug)]
@@ -38,6 +50,9 @@ pub struct Executor {
     kernel: Kernel,
     data_plane: Slot,
     hooks: Option<Runner>,
+    /// Where charon is.
+    ike_at: Option<IkePaths>,
+    ike: Option<ike::Worker>,
     /// What other agents on this host must leave alone.
     claims: Claims,
 }
@@ -58,6 +73,8 @@ impl Executor {
             kernel,
             data_plane: Slot::default(),
             hooks: None,
+            ike_at: None,
+            ike: None,
             claims: Claims::default(),
         }
     }
@@ -73,6 +90,31 @@ impl Executor {
         self.claims = claims;
         self.update_claimed();
         self
+    }
+
+    /// Sets where charon is found, by its VICI socket, and asked for, in the directory of the agent's control socket. Without
+    /// it there are no connections.
+    pub fn with_charon(mut self, vici: &Path, socket: &Path) -> Self {
+        self.ike_at = Some(IkePaths {
+            vici: vici.to_owned(),
+            runtime: socket.parent().unwrap_or(socket).to_owned(),
+        });
+        self
+    }
+
+    /// Starts to keep charon's connections, if the scope has any.
+    pub(crate) fn open_ike(&mut self, scope: &Scope) {
+        if let (true, None, Some(paths)) = (scope.ipsec, &self.ike, &self.ike_at) {
+            self.ike = Some(ike::Worker::start(&paths.vici, &paths.runtime));
+        }
+        if let Some(ike) = &self.ike {
+            ike.set_networks(&scope.networks);
+        }
+    }
+
+    /// The part that keeps charon's connections, if there are any.
+    pub(crate) fn ike(&self) -> Option<&ike::Worker> {
+        self.ike.as_ref()
     }
 
     /// The netlink part.
@@ -160,6 +202,8 @@ impl Executor {
         }
         let hooks = self.hooks.iter().flat_map(Runner::observe);
         observed.state.extend(hooks);
+        let connections = self.ike.iter().flat_map(ike::Worker::observe);
+        observed.state.extend(connections);
         Ok(observed)
     }
 
@@ -182,6 +226,14 @@ impl Executor {
         let forwards: Vec<_> = changes
             .extract_if(.., |change| matches!(change.key(), Key::Forward(..)))
             .collect();
+        let connections: Vec<_> = changes
+            .extract_if(.., |change| matches!(change.key(), Key::Connection(_)))
+            .collect();
+        // Policies are there before the routes whose packets they are for, and go after them.
+        let (new, old): (Vec<_>, Vec<_>) = changes
+            .extract_if(.., |change| matches!(change.key(), Key::Policy(..)))
+            .partition(|change| matches!(change, Change::Set { .. }));
+        let of_new = self.kernel.set_policies(&new).await?;
         let mut claimed = Vec::new();
         for change in changes.extract_if(.., |change| match change.key() {
             Key::Link(name) => !self.may_have(name, change),
@@ -203,6 +255,12 @@ impl Executor {
             broken,
         } = applied;
         let of_forwards = self.data_plane.finish(&forwards, &broken);
+        if let Some(ike) = &self.ike {
+            ike.apply(&connections);
+        }
+        let gone: Vec<Ipv4Addr> = connections.iter().filter_map(gone_peer).collect();
+        self.kernel.delete_states(&gone).await?;
+        let of_old = self.kernel.set_policies(&old).await?;
         if let Some(runner) = self.hooks.as_mut().filter(|_| !hooks.is_empty()) {
             runner.start(hooks);
         }
@@ -211,7 +269,10 @@ impl Executor {
         let claimed = claimed.map(|(name, change)| (change, Err(ChangeError::Claimed(name))));
         let outcomes = claimed
             .chain(changes.into_iter().zip(outcomes))
-            .chain(forwards.into_iter().zip(of_forwards));
+            .chain(forwards.into_iter().zip(of_forwards))
+            .chain(policies(new, of_new))
+            .chain(policies(old, of_old))
+            .chain(connections.into_iter().map(|change| (change, Ok(()))));
         Ok((outcomes, recreated))
     }
 
@@ -228,4 +289,25 @@ impl Executor {
         let claimed = claims::devices(&self.claims).collect();
         self.kernel.set_claimed(claimed, self.data_plane.device());
     }
+}
+
+/// The peer whose connection a change removes.
+fn gone_peer(change: &Change) -> Option<Ipv4Addr> {
+    match change {
+        Change::Del {
+            key: Key::Connection(peer),
+            ..
+        } => Some(*peer),
+        Change::Del { .. } | Change::Set { .. } => None,
+    }
+}
+
+/// The results of changes of policies.
+fn policies(
+    changes: Vec<Change>,
+    outcomes: Vec<Result<(), Refused>>,
+) -> impl Iterator<Item = Outcome> {
+    let outcomes = outcomes.into_iter();
+    let outcomes = outcomes.map(|outcome| outcome.map_err(ChangeError::from));
+    changes.into_iter().zip(outcomes)
 }

@@ -25,6 +25,7 @@ mod socket;
 pub(crate) mod survey;
 mod tun;
 mod wireguard;
+mod xfrm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -54,6 +55,7 @@ pub struct Kernel {
     indices: BTreeMap<InterfaceName, u32>,
     ids: nexthop::Ids,
     wireguard: wireguard::Client,
+    xfrm: xfrm::Client,
     /// Whether routes go through next-hop objects. Linux has them since 5.3; detected at the first observation.
     next_hops: bool,
     /// The network whose objects count as ours; `None` is the default network.
@@ -77,6 +79,7 @@ impl Kernel {
             indices: BTreeMap::new(),
             ids: nexthop::Ids::of_network(None),
             wireguard: wireguard::Client::default(),
+            xfrm: xfrm::Client::default(),
             next_hops: true,
             network: None,
             claimed: BTreeSet::new(),

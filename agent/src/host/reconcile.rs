@@ -90,6 +90,7 @@ impl Reconciler {
     /// nothing happens before the first [`Self::resync`].
     pub fn new(mut executor: Executor, scope: Scope) -> Self {
         executor.open_hooks(scope.hooks.as_deref());
+        executor.open_ike(&scope);
         Self {
             executor,
             scope,
@@ -145,6 +146,7 @@ impl Reconciler {
         self.unsure = true;
         self.executor.open_hooks(scope.hooks.as_deref());
         let former = std::mem::replace(&mut self.scope, scope);
+        self.scope.ipsec |= former.ipsec;
         for link in former.links {
             if !self.scope.links.contains(&link) {
                 self.scope.links.push(link);
@@ -155,12 +157,14 @@ impl Reconciler {
                 self.scope.networks.push(network);
             }
         }
+        self.executor.open_ike(&self.scope);
     }
 
     /// Changes the networks by which our unmarked routes are recognised. Another agent on this host may use an old
     /// network once our routes in it are gone.
     pub fn set_networks(&mut self, networks: Vec<IpNet>) {
         self.scope.networks = networks;
+        self.executor.open_ike(&self.scope);
     }
 
     /// Makes the next [`Self::resync`] run all hooks again, as at a start.

@@ -11,6 +11,7 @@ mod cloud;
 pub mod extension;
 pub mod host_gw;
 pub mod ipip;
+pub mod ipsec;
 mod opening;
 pub mod plan;
 pub(crate) mod table;
@@ -72,12 +73,25 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The objects of the own lease.
     fn own(&self, own: &SubnetKey) -> State;
 
-    /// The objects that reach one peer.
+    /// The objects that reach one peer, as far as they do not depend on the own subnet.
     ///
     /// # Errors
     ///
     /// The peer's lease is untrusted; an unusable one is refused with the reason.
     fn peer(&self, peer: &Lease) -> Result<Vec<(Key, state::Object)>, PeerRefusal>;
+
+    /// The objects that reach one peer from the own subnet, where they depend on that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::peer`].
+    fn between(
+        &self,
+        _: &SubnetKey,
+        peer: &Lease,
+    ) -> Result<Vec<(Key, state::Object)>, PeerRefusal> {
+        self.peer(peer)
+    }
 }
 
 /// The attributes that every node publishes; the backend adds its data.

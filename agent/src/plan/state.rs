@@ -5,6 +5,7 @@
 //! the right order. Everything here is pure; `host::executor` makes the changes.
 
 mod diff;
+mod ipsec;
 #[cfg(test)]
 mod tests;
 mod wireguard;
@@ -18,6 +19,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::diff::{Change, LinkChange, diff, diff_keys};
+pub use self::ipsec::{Connection, Direction, Policy};
 pub use self::wireguard::{Wireguard, WireguardPeer};
 use crate::base::net::{InterfaceName, MacAddr};
 use crate::cluster::lease::SubnetKey;
@@ -26,7 +28,8 @@ use crate::plan::wireguard_key::PublicKey;
 /// The identity of a kernel object, by the attributes that the kernel uses to tell objects apart.
 ///
 /// The order of the variants is the order of creation. An FDB entry comes before the neighbor entry that sends frames
-/// to its MAC address, and both before the route that uses them, so that changing a peer drops no packets.
+/// to its MAC address, and both before the route that uses them, so that changing a peer drops no packets. Policies come
+/// before the route, too, so that no packet takes it unencrypted.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Key {
     /// A network device, by name.
@@ -43,6 +46,10 @@ pub enum Key {
     NextHop(InterfaceName, IpAddr),
     /// Not the kernel's: a subnet in the table of our own data plane behind a TUN device.
     Forward(InterfaceName, Ipv4Net),
+    /// A policy of IPsec, by direction, source and destination (`ip xfrm policy`).
+    Policy(Direction, Ipv4Net, Ipv4Net),
+    /// Not the kernel's: a connection of the IKE daemon, by the peer's public address.
+    Connection(Ipv4Addr),
     /// A unicast route of the main table with the default metric, by destination.
     Route(IpNet),
     /// A blackhole route of the main table with the worst metric, by destination.
@@ -62,7 +69,12 @@ impl Key {
             | Self::WireguardPeer(link, _)
             | Self::NextHop(link, _)
             | Self::Forward(link, _) => Some(link),
-            Self::Link(_) | Self::Route(_) | Self::Blackhole(_) | Self::Hook(_) => None,
+            Self::Link(_)
+            | Self::Policy(..)
+            | Self::Connection(_)
+            | Self::Route(_)
+            | Self::Blackhole(_)
+            | Self::Hook(_) => None,
         }
     }
 }
@@ -89,14 +101,18 @@ pub enum Object {
     },
     /// The address of the peer's data plane.
     Forward(SocketAddrV4),
+    /// What a policy of IPsec does.
+    Policy(Policy),
+    /// A connection of the IKE daemon.
+    Connection(Box<Connection>),
     /// The path to a destination.
     Route(Route),
     /// A blackhole drops packets silently; its key has all attributes.
     Blackhole,
     /// The commands of a hook.
     Hook(Box<Hook>),
-    /// A neighbor or FDB entry of a form that we never make, or a hook of an earlier run of the agent. Only observed,
-    /// never equal to a wanted object.
+    /// A neighbor or FDB entry or a policy of a form that we never make, or a hook of an earlier run of the agent. Only
+    /// observed, never equal to a wanted object.
     Odd,
     /// A route of ours made by another implementation or version. Only observed.
     OddRoute {
@@ -251,6 +267,9 @@ pub struct Scope {
     pub shared: Option<InterfaceName>,
     /// The file that records hooks, if the backend has any.
     pub hooks: Option<PathBuf>,
+    /// Whether the agent has policies of IPsec, and connections of an IKE daemon. They are the agent's if their subnets
+    /// are inside the overlay networks.
+    pub ipsec: bool,
 }
 
 /// An object with its key, in the syntax of ip(8) and bridge(8).
@@ -291,6 +310,12 @@ impl fmt::Display for Described<'_> {
             }
             Object::NextHop { onlink: true } => f.write_str(" onlink"),
             Object::Forward(peer) => write!(f, " to {peer}"),
+            Object::Policy(policy) => write!(f, " {policy}"),
+            Object::Connection(connection) => write!(
+                f,
+                " from {} for {} to {}",
+                connection.local, connection.subnet, connection.peer_subnet
+            ),
             Object::Route(route) => {
                 if let Some(gateway) = route.gateway {
                     write!(f, " via {gateway}")?;
@@ -319,6 +344,13 @@ impl fmt::Display for Key {
             Self::WireguardPeer(link, key) => write!(f, "wireguard peer {key} dev {link}"),
             Self::NextHop(link, gateway) => write!(f, "nexthop via {gateway} dev {link}"),
             Self::Forward(link, subnet) => write!(f, "forwarding of {subnet} from {link}"),
+            Self::Policy(direction, source, destination) => {
+                write!(
+                    f,
+                    "xfrm policy dir {direction} src {source} dst {destination}"
+                )
+            }
+            Self::Connection(peer) => write!(f, "IKE connection with {peer}"),
             Self::Route(destination) => write!(f, "route {destination}"),
             Self::Blackhole(destination) => write!(f, "route blackhole {destination}"),
             Self::Hook(subnet) => write!(f, "hook for {subnet}"),

@@ -218,6 +218,13 @@ settings! {
             flag "cloud-credentials-file" "FILE", help "Cloud credentials, if not the instance's role",
             default "none", commands RUN | RARE, on_reload Restart;
     }
+    /// strongSwan's charon, which negotiates the keys of the backend ipsec.
+    ipsec: Ipsec, "IPsec" {
+        /// charon's VICI socket.
+        vici: PathBuf = or_default(PATH), Path,
+            flag "ipsec-vici" "FILE", help "VICI socket of strongSwan's charon",
+            default "/run/selvage/charon.vici", commands RUN | CLEANUP | DOCTOR | RARE, on_reload Restart;
+    }
     /// What is written where; absolute paths. Those of a named network are where flannel 0.5 had its subnet files.
     files: Files, "Files and health" {
         /// The subnet file, for container runtimes.

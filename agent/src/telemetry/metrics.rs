@@ -45,6 +45,8 @@ pub(crate) struct Sample {
     pub(crate) peers: Option<Peers>,
     /// The counters of the udp backend's data plane, if there is one.
     pub(crate) data_plane: Option<Counters>,
+    /// IPsec's tunnels by state, if there are any.
+    pub(crate) tunnels: Option<Tally>,
     /// What happened since the start of the process.
     pub(crate) events: Events,
 }
@@ -145,6 +147,7 @@ impl Sample {
             task_failures: Tally::new(),
             peers: None,
             data_plane: None,
+            tunnels: None,
             events: Events::default(),
         }
     }
@@ -205,6 +208,16 @@ impl Sample {
         self.write_devices(&mut text);
         if let Some(counters) = &self.data_plane {
             write_data_plane(&mut text, counters);
+        }
+        if let Some(tunnels) = &self.tunnels {
+            let mut family = text.family(
+                "selvage_ipsec_tunnels",
+                Kind::Gauge,
+                "Peers by the state of their IPsec tunnel.",
+            );
+            for (state, count) in tunnels {
+                family.with(&[("state", state)], *count);
+            }
         }
         process.write(self.status.agent.started_time, &mut text);
         text.into_string()

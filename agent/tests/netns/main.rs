@@ -8,6 +8,7 @@
 
 mod executor;
 mod host;
+mod ipsec;
 mod monitor;
 mod netns;
 mod scale;

@@ -35,6 +35,7 @@ mod host;
 mod hostile;
 mod identity;
 mod inside;
+mod ipsec;
 mod kernel;
 mod namespace;
 mod networks;

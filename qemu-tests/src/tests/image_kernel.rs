@@ -1,4 +1,4 @@
-//! Tests of the agent that need a kernel with WireGuard, in the image's own: the very programs that `make test-netns` runs, with
+//! Tests of the agent that need a kernel with WireGuard or ESP, in the image's own: the very programs that `make test-netns` runs, with
 //! network namespaces of the machine as hosts. `make agent-tests` builds them.
 
 use std::{
@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::sysext::Extension;
 use crate::{
     cli::Common,
     cluster::Cluster,
@@ -16,8 +17,19 @@ use crate::{
     suite::{Names, Suite},
 };
 
-/// The cases here: what each program ignores where nobody asks for it.
-pub(super) const CASES: Names = &["image_kernel::netns", "image_kernel::overlay"];
+/// The cases here: what each program ignores where nobody asks for it; and all tests of IPsec, with the charon of the
+/// system extension, which `make sysexts` builds.
+pub(super) const CASES: Names = &[
+    "image_kernel::netns",
+    "image_kernel::overlay",
+    "image_kernel::ipsec",
+];
+
+/// The last one, since few changes need an extension.
+pub(super) const EXTENDED: Names = &["image_kernel::ipsec"];
+
+/// The system extension with charon.
+const EXTENSION: &str = "ipsec";
 
 /// What cargo says of the programs, below the target directory.
 const PROGRAMS: &str = "agent-tests.json";
@@ -32,19 +44,48 @@ const SHOWN_LINES: usize = 60;
 
 /// Runs them on the first machine.
 pub(super) async fn run(suite: &mut Suite<'_>, common: &Common, cluster: &mut Cluster) {
-    for name in CASES {
-        let target = &common.target;
+    let target = &common.target;
+    for name in &CASES[..2] {
         suite
             .case(name, cluster, async |cluster| {
                 let machine = cluster.machines.first().context("no machine")?;
                 let program = name.rsplit("::").next().unwrap_or_default();
-                run_program(machine, target, program).await
+                run_program(machine, target, program, "--ignored --skip ipsec::").await
             })
             .await;
     }
+    suite
+        .case(CASES[2], cluster, async |cluster| {
+            let machine = cluster.machines.first().context("no machine")?;
+            let built = target.join("sysexts");
+            let extension = Extension::of(&common.image, &built, EXTENSION)
+                .context("build it with `make sysexts`")?;
+            merge(machine, &extension).await?;
+            let tested = run_program(machine, target, "overlay", "--include-ignored ipsec::").await;
+            let remove = format!("sudo selvage sysext remove {EXTENSION}");
+            machine.ssh.run(&remove).await?;
+            tested
+        })
+        .await;
 }
 
-async fn run_program(machine: &Machine, target: &Path, name: &str) -> Result<()> {
+/// Merges a system extension without a release server.
+async fn merge(machine: &Machine, extension: &Extension) -> Result<()> {
+    let path = format!("{DIR}/{}", extension.name());
+    let script = format!("sudo mkdir -p {DIR} && sudo tee {path} >/dev/null");
+    machine
+        .ssh
+        .feed(&script, extension.bytes(), COPY_DEADLINE)
+        .await?;
+    let add = format!(
+        "sudo selvage sysext add --sha256 {} {path} && command -v swanctl",
+        extension.sha256()
+    );
+    machine.ssh.run(&add).await.map(drop)
+}
+
+/// `arguments`: which tests.
+async fn run_program(machine: &Machine, target: &Path, name: &str, arguments: &str) -> Result<()> {
     let path = find(target, name)?;
     copy(machine, &path, name).await?;
     // The image's own agent, unless somebody tries another.
@@ -57,7 +98,7 @@ async fn run_program(machine: &Machine, target: &Path, name: &str) -> Result<()>
     };
     let script = format!(
         "cd {DIR} && sudo env TMPDIR={DIR} SELVAGE_BIN={agent} RUST_BACKTRACE=0 \
-         ./{name} --ignored --show-output --test-threads=2 2>&1 || true"
+         ./{name} {arguments} --show-output --test-threads=2 2>&1 || true"
     );
     let said = machine.ssh.feed(&script, &[], DEADLINE).await?;
     let log = machine.console.path().with_file_name(format!("{name}.log"));

@@ -100,7 +100,7 @@ async fn boots(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) 
 }
 
 /// A built extension, as a server has it.
-struct Extension {
+pub(super) struct Extension {
     version: String,
     file: String,
     sha256: String,
@@ -110,7 +110,7 @@ struct Extension {
 
 impl Extension {
     /// That of an image, in the directory that `image/sysexts` filled.
-    fn of(image: &Path, dir: &Path, name: &str) -> Result<Self> {
+    pub(super) fn of(image: &Path, dir: &Path, name: &str) -> Result<Self> {
         let version = Built::of(image)?.version;
         let file = format!("selvage_{version}_{name}.sysext.raw");
         let read = |name: &str| {
@@ -134,6 +134,21 @@ impl Extension {
             file: format!("{place}/{file}"),
             served,
         })
+    }
+
+    /// The file's name, without its directory.
+    pub(super) fn name(&self) -> &str {
+        self.file.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The file.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.served.first().map_or(&[], |(_, bytes)| bytes)
+    }
+
+    /// The SHA-256 of the file, in hexadecimal digits.
+    pub(super) fn sha256(&self) -> &str {
+        &self.sha256
     }
 
     fn url(&self) -> String {

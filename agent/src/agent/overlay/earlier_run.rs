@@ -16,10 +16,13 @@ use crate::settings::Settings;
 pub(crate) struct EarlierRun {
     links: Vec<InterfaceName>,
     networks: Vec<IpNet>,
+    /// Whether it left policies of IPsec.
+    ipsec: bool,
 }
 
 impl EarlierRun {
-    /// Finds the overlay devices that keep a MAC address or carry our routes, and the networks in `subnet.env`.
+    /// Finds the overlay devices that keep a MAC address or carry our routes, the networks in `subnet.env`, and policies
+    /// of IPsec for those.
     pub(crate) async fn find(
         settings: &Settings,
         kernel: &mut Kernel,
@@ -37,6 +40,7 @@ impl EarlierRun {
         }
         let overlay = |(name, object)| table::maker(&name, &object).map(|_| name);
         Ok(Self {
+            ipsec: kernel.has_policies(&networks).await?,
             links: found.into_iter().filter_map(overlay).collect(),
             networks,
         })
@@ -54,6 +58,7 @@ impl EarlierRun {
                 scope.networks.push(network);
             }
         }
+        scope.ipsec |= self.ipsec;
         scope
     }
 }

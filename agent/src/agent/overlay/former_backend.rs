@@ -118,7 +118,7 @@ impl FormerBackend {
     /// A peer that has followed keeps its entry in the table of our own data plane: the kernel no longer routes packets
     /// there, but those already in the TUN device's queue are forwarded only when a worker reads them.
     pub(super) fn add_to(&self, own: &SubnetKey, wanted: &mut State) {
-        let objects_of = |lease: &Arc<Lease>| self.backend.peer(lease).unwrap_or_default();
+        let objects_of = |lease: &Arc<Lease>| self.backend.between(own, lease).unwrap_or_default();
         let is_forward = |(key, _): &(Key, Object)| matches!(key, Key::Forward(..));
         let queued = self.followed.values().flat_map(objects_of);
         let objects = self.peers.values().flat_map(objects_of);

@@ -9,6 +9,7 @@ use super::Overlay;
 use crate::base::logging::chain;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, SubnetKey};
+use crate::host::ike::Tunnel;
 use crate::host::netlink::Session;
 use crate::plan::state::{Key, Object, describe};
 use crate::plan::wireguard_key::PublicKey;
@@ -168,14 +169,18 @@ impl Overlay {
             .peer(&key)
             .iter()
             .find_map(|(key, _)| self.journal.failed_objects.get(key));
+        let (tunnel, no_tunnel) = self.tunnel(self.plan.peer(&key));
         let (state, refusal, reason) = match (used, unplanned, trouble) {
             (None, _, _) => (PeerState::Refused, refusal, None),
             (Some(_), Some(unplanned), _) => (PeerState::Refused, Some(unplanned), None),
             (Some(_), None, Some(trouble)) => (PeerState::Failed, None, Some(trouble.text.clone())),
-            (Some(_), None, None) => (PeerState::Programmed, refusal, None),
+            (Some(_), None, None) => match no_tunnel {
+                Some(why) => (PeerState::Failed, None, Some(why.to_owned())),
+                None => (PeerState::Programmed, refusal, None),
+            },
         };
         let seen = self.journal.times.get(&key);
-        let counted = count(self.plan.peer(&key), sessions);
+        let counted = count(self.plan.peer(&key), sessions).or_else(|| tunnel.map(session));
         Peer {
             subnet: key.v4,
             subnet_v6: key.v6,
@@ -274,6 +279,15 @@ impl Overlay {
         } else {
             (Owner::Outside, None)
         }
+    }
+}
+
+/// A tunnel's counters.
+fn session(tunnel: Tunnel) -> Session {
+    Session {
+        rx_bytes: tunnel.received,
+        tx_bytes: tunnel.sent,
+        handshake: tunnel.age.map(|age| status::now().saturating_sub(age)),
     }
 }
 

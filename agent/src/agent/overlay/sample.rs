@@ -24,12 +24,13 @@ impl Overlay {
     /// The number of peers with missing kernel objects. Costs time only while there are any.
     fn count_failed(&self) -> usize {
         let failed_objects = &self.journal.failed_objects;
-        if failed_objects.is_empty() {
+        if failed_objects.is_empty() && self.count_tunnels().is_none() {
             return 0;
         }
         let failed = |key: &_| {
-            let mut objects = self.plan.peer(key).iter();
-            objects.any(|(key, _)| failed_objects.contains_key(key))
+            let objects = self.plan.peer(key);
+            let mut keys = objects.iter().map(|(key, _)| key);
+            keys.any(|key| failed_objects.contains_key(key)) || self.tunnel(objects).1.is_some()
         };
         self.peers
             .peers()

@@ -18,6 +18,7 @@ mod certificates;
 mod clock;
 mod cloud_routes;
 mod duplicates;
+mod ipsec;
 mod kernel;
 mod lease;
 mod nat;
@@ -37,6 +38,7 @@ pub(super) fn checks() -> Vec<Check> {
         cloud_routes::CHECK,
         nat::CHECK,
         duplicates::CHECK,
+        ipsec::CHECK,
         overlap::CHECK,
         network::CONFIG,
         network::SUBNETS,

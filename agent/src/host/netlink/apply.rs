@@ -317,8 +317,8 @@ impl Kernel {
             (Key::Blackhole(destination), Object::Blackhole) => {
                 Some(route::set_blackhole(Verb::Replace, *destination))
             }
-            // Links and WireGuard peers are handled elsewhere, forwarding entries and hooks by other parts of the
-            // executor; all other objects are only observed.
+            // Links, WireGuard peers and policies are handled elsewhere, forwarding entries, connections and hooks by
+            // other parts of the executor; all other objects are only observed.
             _ => None,
         })
     }
@@ -345,7 +345,15 @@ impl Kernel {
                 Some(route::delete(*destination, route::PROTOCOL, None))
             }
             (Key::Blackhole(destination), _) => Some(route::delete_blackhole(*destination)),
-            (Key::Link(_) | Key::WireguardPeer(..) | Key::Forward(..) | Key::Hook(_), _) => None,
+            (
+                Key::Link(_)
+                | Key::WireguardPeer(..)
+                | Key::Forward(..)
+                | Key::Policy(..)
+                | Key::Connection(_)
+                | Key::Hook(_),
+                _,
+            ) => None,
         }
     }
 

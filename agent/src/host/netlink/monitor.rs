@@ -4,6 +4,7 @@
 //! be merged or missed, and an overflown receive buffer counts as one.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tracing::{debug, warn};
 use super::message::Message;
 use super::observe::{is_inside, is_ours};
 use super::socket::{DATAGRAM, Messages};
+use super::xfrm::{self, NETLINK_XFRM, Notice, XfrmMessage};
 use super::{Kernel, KernelError, address, host, link, neighbor, route};
 use crate::base::net::InterfaceName;
 use crate::plan::state::{Key, Object, Scope, State};
@@ -98,6 +100,9 @@ enum Verdict {
 pub struct Monitor {
     socket: TokioSocket,
     received: Vec<u8>,
+    /// For policies of IPsec, once there are any.
+    policies: Option<TokioSocket>,
+    received_policies: Vec<u8>,
     /// The netlink port of our own changes.
     own_port: u32,
     pending: Changed,
@@ -142,6 +147,8 @@ impl Monitor {
         Ok(Self {
             socket: open().map_err(KernelError::Open)?,
             received: Vec::with_capacity(DATAGRAM),
+            policies: None,
+            received_policies: Vec::new(),
             own_port: kernel.socket.port(),
             pending: Changed::default(),
             suspects: BTreeSet::new(),
@@ -157,12 +164,12 @@ impl Monitor {
     ///
     /// Cancel-safe: changes not yet reported are kept for the next call.
     pub async fn changed(&mut self, watch: &Watch<'_>) -> Changed {
+        self.listen_to_policies(watch);
         loop {
             let had_pending = self.has_pending();
-            self.received.clear();
-            let receive = self.socket.recv(&mut self.received);
+            let (report_at, receive) = (self.report_at, self.receive());
             let result = if had_pending {
-                match timeout_at(self.report_at, receive).await {
+                match timeout_at(report_at, receive).await {
                     Ok(result) => result,
                     Err(_) => return self.take_pending(),
                 }
@@ -193,6 +200,50 @@ impl Monitor {
             if any {
                 self.report_at = (now + QUIET).min(self.report_at_latest);
             }
+        }
+    }
+
+    /// Waits for a datagram of either socket. Cancel-safe.
+    async fn receive(&mut self) -> io::Result<()> {
+        self.received.clear();
+        self.received_policies.clear();
+        let of_policies = async {
+            match &mut self.policies {
+                Some(socket) => socket.recv(&mut self.received_policies).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = self.socket.recv(&mut self.received) => result,
+            result = of_policies => result,
+        }
+    }
+
+    /// Subscribes to notifications about policies, unless that is done or there are none. Without them policies are
+    /// only checked periodically.
+    fn listen_to_policies(&mut self, watch: &Watch<'_>) {
+        if !watch.scope.ipsec || self.policies.is_some() {
+            return;
+        }
+        let open = || {
+            let mut socket = TokioSocket::new(NETLINK_XFRM)?;
+            let inner = socket.socket_mut();
+            inner.bind(&SocketAddr::new(0, 0))?;
+            inner.set_rx_buf_sz(RECEIVE_BUFFER)?;
+            inner.add_membership(xfrm::POLICY_GROUP)?;
+            Ok::<_, io::Error>(socket)
+        };
+        match open() {
+            Ok(socket) => {
+                self.policies = Some(socket);
+                // The socket writes only into what is there.
+                self.received_policies.reserve(DATAGRAM);
+                // One may have changed just before.
+                self.pending.objects = true;
+                self.report_at = Instant::now();
+                self.report_at_latest = self.report_at;
+            }
+            Err(error) => debug!(%error, "failed to watch the policies of IPsec"),
         }
     }
 
@@ -236,9 +287,41 @@ impl Monitor {
                 Verdict::None | Verdict::Changed(_) | Verdict::Suspect(_) => {}
             }
         }
+        any |= self.take_policies(watch);
         if self.suspects.len() > MAX_SUSPECTS {
             self.suspects.clear();
             self.pending.objects = true;
+        }
+        any
+    }
+
+    /// As [`Self::take`], for the notifications about policies.
+    fn take_policies(&mut self, watch: &Watch<'_>) -> bool {
+        let mut any = false;
+        let networks = &watch.scope.networks;
+        for message in Messages::<XfrmMessage>::new(&self.received_policies).flatten() {
+            let own = watch.kernel.xfrm.port() == Some(message.header.port_number);
+            let NetlinkPayload::InnerMessage(message) = message.payload else {
+                continue;
+            };
+            match xfrm::judge(&message, networks) {
+                Notice::None => {}
+                Notice::Gone if own => {}
+                Notice::Gone => {
+                    self.pending.objects = true;
+                    any = true;
+                }
+                Notice::Set(key, object) => match watch.compare(key, object) {
+                    Verdict::AsWanted(key) => {
+                        self.suspects.remove(&key);
+                    }
+                    Verdict::Suspect(key) if !own => {
+                        self.suspects.insert(key);
+                        any = true;
+                    }
+                    _ => {}
+                },
+            }
         }
         any
     }

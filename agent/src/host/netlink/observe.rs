@@ -72,6 +72,9 @@ impl Kernel {
             let (key, object) = self.judge(&route, &names, &hops);
             observed.state.insert(key, object);
         }
+        if scope.ipsec {
+            self.observe_policies(scope, &mut observed).await?;
+        }
         Ok(observed)
     }
 
@@ -91,6 +94,7 @@ impl Kernel {
             networks: networks.to_vec(),
             shared: None,
             hooks: None,
+            ipsec: false,
         };
         let hops = self.list_next_hops(&mut observed).await?;
         let routes = self
@@ -419,6 +423,7 @@ mod tests {
             networks: networks(texts),
             shared: None,
             hooks: None,
+            ipsec: false,
         };
         let [ids, of_blue] = [None, Some(&blue)].map(Ids::of_network);
         let mut blues = Ids::of_network(Some(&blue));

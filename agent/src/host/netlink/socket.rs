@@ -373,6 +373,8 @@ impl<M: Protocol> Socket<M> {
             header.length = u32::try_from(length).unwrap_or(u32::MAX);
             header.message_type = request.message.message_type();
             header.sequence_number = self.sequence;
+            // Of policies the kernel's notifications have this number (`xfrm_add_policy()`), of all else the socket's.
+            header.port_number = self.port;
             header.flags = request.verb.flags();
             if index == acknowledged && request.verb != Verb::Dump {
                 header.flags |= NLM_F_ACK;

@@ -81,6 +81,7 @@ impl Backend for AllocBackend {
             networks: self.networks.clone(),
             shared: None,
             hooks: None,
+            ipsec: false,
         }
     }
 

@@ -213,6 +213,7 @@ impl Backend for ExtensionBackend {
             networks: self.networks.clone(),
             shared: None,
             hooks: Some(self.memory.clone()),
+            ipsec: false,
         }
     }
 

@@ -101,6 +101,7 @@ impl Backend for HostGwBackend {
             networks: self.networks.clone(),
             shared: Some(self.underlay.name.clone()),
             hooks: None,
+            ipsec: false,
         }
     }
 

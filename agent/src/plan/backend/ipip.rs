@@ -132,6 +132,7 @@ impl Backend for IpipBackend {
             networks: self.network.into_iter().collect(),
             shared: Some(self.underlay.name.clone()),
             hooks: None,
+            ipsec: false,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::plan::state::{Delta, Key, Object, State};
 /// address, goes to the older lease; the younger peer is refused until the older one gives up the claim.
 #[derive(Debug)]
 pub struct Plan {
+    subnet: SubnetKey,
     own: State,
     peers: BTreeMap<SubnetKey, Peer>,
     /// Every claim that could be contested, oldest lease first for each key.
@@ -35,10 +36,10 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(backend: &dyn Backend, lease: &Lease) -> Self {
+    fn new(backend: &dyn Backend, own: &SubnetKey, lease: &Lease) -> Self {
         Self {
             created: lease.created,
-            objects: backend.peer(lease).map(Vec::into_boxed_slice),
+            objects: backend.between(own, lease).map(Vec::into_boxed_slice),
         }
     }
 
@@ -61,11 +62,12 @@ impl Plan {
         // ones.
         let (mut all, mut claims) = (Vec::new(), Vec::new());
         for lease in peers.into_iter().filter(|peer| peer.key != *own) {
-            let peer = Peer::new(backend, lease);
+            let peer = Peer::new(backend, own, lease);
             claims.extend(peer.claims(&lease.key));
             all.push((lease.key, peer));
         }
         let mut plan = Self {
+            subnet: *own,
             own: backend.own(own),
             peers: all.into_iter().collect(),
             claims: claims.into_iter().collect(),
@@ -127,7 +129,7 @@ impl Plan {
 
     /// Adds a peer; returns what it may have changed.
     fn insert(&mut self, backend: &dyn Backend, lease: &Lease) -> Touched {
-        let peer = Peer::new(backend, lease);
+        let peer = Peer::new(backend, &self.subnet, lease);
         let mut touched = Touched::default();
         for (key, _) in peer.objects.iter().flatten() {
             touched.keys.insert(key.clone());
@@ -257,6 +259,11 @@ fn may_be_contested(key: &Key, subnet: &SubnetKey) -> bool {
         }
         Key::Forward(_, of) => subnet.v4 != Some(*of),
         Key::Hook(of) => of != subnet,
-        Key::Link(_) | Key::Address(..) | Key::Fdb(..) | Key::WireguardPeer(..) => true,
+        Key::Policy(_, from, to) => subnet.v4 != Some(*from) && subnet.v4 != Some(*to),
+        Key::Link(_)
+        | Key::Address(..)
+        | Key::Fdb(..)
+        | Key::WireguardPeer(..)
+        | Key::Connection(_) => true,
     }
 }

@@ -26,6 +26,7 @@ static BACKENDS: &[&Definition] = &[
     &super::extension::BACKEND,
     &super::host_gw::BACKEND,
     &super::ipip::BACKEND,
+    &super::ipsec::BACKEND,
     &super::udp::BACKEND,
     &super::vxlan::BACKEND,
     &super::wireguard::BACKEND,
@@ -50,7 +51,7 @@ pub struct Definition {
     pub(crate) memory: Option<&'static str>,
     /// Whether it runs the administrator's commands, which get all privileges that the agent was started with.
     pub(crate) runs_commands: bool,
-    /// Whether other programs make the routes to peers, so that the agent cannot judge them.
+    /// Whether other programs make the routes to peers, or any route is good, so that routes cannot be judged.
     pub(crate) leaves_routes: bool,
     /// Whether it can run beside its successor until the last peer has switched. Not so if encrypted traffic would
     /// continue in plain text or the reverse, and not for the administrator's commands.
@@ -247,7 +248,7 @@ mod tests {
     #[test]
     fn all_of_flannels_that_there_are_go_by_its_names() {
         let flannels =
-            "ali-vpc alloc aws-vpc extension gce host-gw ipip tencent-vpc udp vxlan wireguard";
+            "ali-vpc alloc aws-vpc extension gce host-gw ipip ipsec tencent-vpc udp vxlan wireguard";
         for kind in flannels.split(' ') {
             assert_eq!(find(kind).map(|backend| backend.kind), Some(kind));
         }

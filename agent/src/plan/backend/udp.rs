@@ -146,6 +146,7 @@ impl Backend for UdpBackend {
             networks: self.network.into_iter().collect(),
             shared: None,
             hooks: None,
+            ipsec: false,
         }
     }
 

@@ -376,6 +376,7 @@ impl Backend for VxlanBackend {
             networks: self.halves().map(|half| half.network).collect(),
             shared: Some(self.underlay.name.clone()),
             hooks: None,
+            ipsec: false,
         }
     }
 

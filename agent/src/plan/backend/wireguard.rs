@@ -317,6 +317,7 @@ impl Backend for WireguardBackend {
             networks: self.networks.clone(),
             shared: None,
             hooks: None,
+            ipsec: false,
         }
     }
 

@@ -89,6 +89,7 @@ fn sample() -> Sample {
             unknown_peer: 71,
             icmp_sent: 72,
         }),
+        tunnels: Some(tally(&["down", "up"])),
         events: Events {
             renewals: 81,
             renewal_failures: 82,

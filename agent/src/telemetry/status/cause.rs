@@ -9,6 +9,7 @@ use crate::base::logging::chain;
 use crate::cloud::error::CloudError;
 use crate::cloud::pass::Problem;
 use crate::cluster::lease::{Fault, StoreError, StoreErrorKind, StoreTrouble};
+use crate::host::ike::ViciError;
 use crate::host::netlink::{ChangeError, Failure, KernelError};
 use crate::host::open::OpenError;
 use crate::host::{firewall, privileges, subnet_file, underlay};
@@ -112,6 +113,8 @@ codes! {
         KernelCommand = "kernel-command",
         /// Any other refusal.
         KernelRefused = "kernel-refused",
+        /// The IKE daemon does not answer, or refuses what it is told.
+        IkeDaemon = "ike-daemon",
         /// No agent answers.
         NoAgent = "no-agent",
         /// A process holds the agent's lock, but does not answer.
@@ -171,6 +174,8 @@ codes! {
         Publish = "publish",
         /// To make another MAC address or key.
         Identity = "identity",
+        /// To have keys of IPsec negotiated.
+        Ike = "ike",
         /// To have Docker on the own subnet.
         Docker = "docker",
     }
@@ -409,6 +414,20 @@ impl Coded for firewall::Error {
     }
 }
 
+impl Coded for ViciError {
+    fn code(&self) -> Code {
+        Code::IkeDaemon
+    }
+
+    fn object(&self) -> Option<String> {
+        match self {
+            Self::Connect { path, .. } => Some(path.display().to_string()),
+            Self::Refused { connection, .. } => Some(connection.clone()),
+            _ => None,
+        }
+    }
+}
+
 impl Coded for Failure {
     fn code(&self) -> Code {
         match &self.error {
@@ -449,6 +468,7 @@ fn refusal(errno: Errno, change: &Change) -> Code {
         {
             Code::KernelNoModule
         }
+        (Errno::EPROTONOSUPPORT, Key::Policy(..)) => Code::KernelNoModule,
         (Errno::EPERM | Errno::EACCES, _) => Code::KernelNoPrivileges,
         (Errno::EEXIST, _) => Code::KernelExists,
         (Errno::EADDRINUSE, _) => Code::KernelPort,
@@ -462,14 +482,17 @@ fn refusal(errno: Errno, change: &Change) -> Code {
     }
 }
 
-/// The kernel module of a device.
+/// The kernel module of a device or policy.
 fn module(change: &Change) -> Option<&'static str> {
-    let Change::Set {
-        object: Object::Link(link),
-        ..
-    } = change
-    else {
-        return None;
-    };
-    Some(kind(&link.kind))
+    match change {
+        Change::Set {
+            object: Object::Link(link),
+            ..
+        } => Some(kind(&link.kind)),
+        Change::Set {
+            object: Object::Policy(_),
+            ..
+        } => Some("xfrm_user"),
+        Change::Set { .. } | Change::Del { .. } => None,
+    }
 }

@@ -150,8 +150,8 @@ async fn nodes_that_are_not_as_they_must_be_are_named() {
 async fn configs_that_the_agent_would_refuse_stand_in_the_way() {
     for (net_conf, expected) in [
         (
-            r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "ipsec", "PSK": "hidden"}}"#,
-            "the backend \"ipsec\" does not exist",
+            r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "amazon", "PSK": "hidden"}}"#,
+            "the backend \"amazon\" does not exist",
         ),
         (
             r#"{"Network": "10.244.0.0/33", "Backend": {"Type": "vxlan"}}"#,

@@ -177,6 +177,7 @@ impl Comparison<'_> {
             | Code::KernelOtherAgent
             | Code::KernelCommand
             | Code::KernelRefused
+            | Code::IkeDaemon
             | Code::NoAgent
             | Code::AgentSilent
             | Code::DeviceMissing

@@ -57,6 +57,7 @@ pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advic
                 ),
             ],
         ),
+        Code::IkeDaemon => ike_daemon(settings, names),
         Code::OutOfSubnets => full(names),
         Code::LostRaces => Advice::new(
             "many nodes are acquiring subnets, and others were faster every time; the agent retries",
@@ -234,6 +235,25 @@ pub(super) fn full(names: &Names) -> Advice {
                 "enlarge Network (or widen SubnetMin and SubnetMax) with {}; nodes keep subnets that still fit",
                 names.selvage("network set")
             ),
+        ],
+    )
+}
+
+/// No IKE daemon that does as it is told.
+fn ike_daemon(settings: &Settings, names: &Names) -> Advice {
+    Advice::new(
+        "strongSwan's charon negotiates the keys of IPsec; tunnels that exist stay up until their keys expire, within an hour, and no new one is made",
+        [
+            "see whether it runs, and what it says: systemctl status selvage-charon; journalctl --unit selvage-charon"
+                .into(),
+            "if it is not installed: selvage sysext add ipsec in the image, elsewhere apt install charon-systemd strongswan-swanctl libstrongswan-standard-plugins; then systemctl start selvage-charon"
+                .into(),
+            format!(
+                "if another charon holds UDP port 500 (ss -lunp sport = :500), stop it, or let the agent use its VICI socket: ipsec.vici in {}, now {}",
+                names.settings_file,
+                settings.ipsec.vici.display()
+            ),
+            "if it refuses an algorithm, choose another ESPProposal for the network".into(),
         ],
     )
 }

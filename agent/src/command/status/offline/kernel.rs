@@ -116,6 +116,7 @@ async fn observe(
         networks: networks.to_vec(),
         shared: None,
         hooks: None,
+        ipsec: false,
     };
     match kernel.observe(&scope).await {
         Err(KernelError::Dump { source, .. })

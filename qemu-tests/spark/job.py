@@ -27,14 +27,15 @@ def arguments():
 
 
 def result(spark, asked, number):
-    def table(name, factor):
+    def table(name, factor, shift):
         return spark.range(0, asked.rows, 1, 12).selectExpr(
             f"id AS {name}",
-            f"(id * {factor} + {number}) % {asked.rows} AS key",
+            f"(id * {factor} + {shift}) % {asked.rows} AS key",
             f"sha2(concat('{name}', id), 512) AS {name}_load",
         )
 
-    left, right = table("a", asked.left), table("b", asked.right)
+    # Only one is shifted, so that partners change from round to round.
+    left, right = table("a", asked.left, number), table("b", asked.right, 0)
     left.join(right, "key").createOrReplaceTempView("joined")
     rows = spark.sql(
         f"""

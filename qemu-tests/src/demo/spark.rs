@@ -22,11 +22,11 @@ use ipnet::Ipv4Net;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::{
-    expected::Job,
+    expected::{Expected, Job},
     lab::Lab,
     node::Traffic,
     program::Spark,
-    record::{HostRecord, Outage, Record, RoundRecord, Sample},
+    record::{HostRecord, Outage, Record, RoundRecord, SHUFFLE, Sample},
 };
 use crate::{
     fleet::history::now,
@@ -43,9 +43,10 @@ const JOB: Job = Job {
 };
 /// Between two looks at everything.
 const TICK: Duration = Duration::from_secs(1);
-/// How long the agent is gone, and etcd.
+/// How long the agent is gone, and etcd, at the least; and how many times as long at the most, should nothing be shuffled.
 const AGENT_OUTAGE: Duration = Duration::from_secs(15);
 const ETCD_OUTAGE: Duration = Duration::from_secs(30);
+const PATIENCE: u32 = 4;
 /// Until an agent has caught up, on a machine that Spark keeps busy.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// For the whole program.
@@ -159,8 +160,14 @@ impl Run<'_> {
             .step(format!("kill {what}; start it again after {seconds} s"));
         let before = self.sample()?;
         kill(&mut self.lab)?;
-        let end = Instant::now() + length;
-        self.tick_until(|_| Ok(Instant::now() >= end)).await?;
+        let killed = Instant::now();
+        self.tick_until(|run| {
+            let sent = run.samples.last().map_or(0, |last| last.bytes);
+            let since = sent.saturating_sub(before.bytes);
+            let enough = killed.elapsed() >= length && since >= SHUFFLE;
+            Ok(enough || killed.elapsed() >= length * PATIENCE)
+        })
+        .await?;
         let after = self.sample()?;
         start(&mut self.lab)?;
         let deadline = Instant::now() + READY_DEADLINE;
@@ -213,13 +220,14 @@ impl Run<'_> {
     /// What happened, with a judgement of every round.
     fn record(&mut self, subnets: &[Ipv4Net], outages: Vec<Outage>) -> Result<Record> {
         let hosts = self.hosts(subnets)?;
+        let expected = Expected::of(JOB);
         let rounds = self.spark.rounds()?.into_iter().zip(1..);
         let rounds = rounds.map(|(round, number)| {
             self.progress.tell("round", &number.to_string());
             RoundRecord {
                 started: round.started,
                 ended: round.ended,
-                is_right: round.groups == JOB.expected(number),
+                is_right: round.groups == expected.round(number),
             }
         });
         Ok(Record {

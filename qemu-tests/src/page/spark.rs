@@ -9,6 +9,8 @@ use crate::demo::spark::record::{Outage, Record, RoundRecord, megabytes};
 
 /// Height of the curve.
 const CURVE: f64 = 180.0;
+/// Height of a line of words above it.
+const LINE: f64 = 16.0;
 /// Height of the row of rounds below it.
 const ROUNDS: f64 = 34.0;
 /// Height of the axis, and of the key below it.
@@ -79,8 +81,9 @@ impl SparkPage<'_> {
              aria-label=\"Bytes over the overlay in time; the tables below have the figures\" \
              viewBox=\"0 0 {CHART} {height}\" width=\"{CHART}\" height=\"{height}\">"
         )?;
-        for outage in &record.outages {
-            write_outage(html, &chart, outage)?;
+        for (place, outage) in record.outages.iter().enumerate() {
+            // Each on a line of its own, since the next may be close.
+            write_outage(html, &chart, outage, 14.0 + LINE * place as f64)?;
         }
         chart.axis(html, bottom)?;
         self.write_curve(html, &chart)?;
@@ -96,7 +99,7 @@ impl SparkPage<'_> {
     fn write_curve(&self, html: &mut String, chart: &Chart) -> fmt::Result {
         let rates = rates(self.record);
         let highest = rates.iter().map(|(_, _, rate)| *rate).fold(1.0, f64::max);
-        let y = |rate: f64| CURVE - 4.0 - rate / highest * (CURVE - 20.0);
+        let y = |rate: f64| CURVE - 4.0 - rate / highest * (CURVE - 44.0);
         write!(
             html,
             "<path class=\"trial\" d=\"M{:.1},{:.1}",
@@ -137,13 +140,13 @@ fn rates(record: &Record) -> Vec<(f64, f64, f64)> {
         .collect()
 }
 
-fn write_outage(html: &mut String, chart: &Chart, outage: &Outage) -> fmt::Result {
+fn write_outage(html: &mut String, chart: &Chart, outage: &Outage, y: f64) -> fmt::Result {
     let (x, width) = chart.bar(outage.from, outage.until);
     writeln!(
         html,
         "<rect class=\"unjudged\" x=\"{x:.1}\" y=\"0\" width=\"{width:.1}\" height=\"{CURVE}\">\
          <title>{} is gone for {:.1} s</title></rect>\
-         <text x=\"{:.1}\" y=\"14\">{} is gone</text>",
+         <text x=\"{:.1}\" y=\"{y}\">{} is gone</text>",
         Text(&outage.what),
         outage.until - outage.from,
         x + 4.0,

@@ -35,12 +35,13 @@ const JAVA_OPTIONS: &str = "-XX:+UseSerialGC -XX:-UsePerfData";
 /// The most rounds, should nobody say which is the last.
 const ROUNDS: u32 = 200;
 /// What the driver runs with: every table is shuffled, whole, and as it is; nothing is tried twice without being counted.
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 16] = [
     "spark.app.name=selvage-demo",
     "spark.driver.port=7070",
     "spark.driver.blockManager.port=7071",
     "spark.blockManager.port=7072",
     "spark.ui.enabled=false",
+    "spark.ui.showConsoleProgress=false",
     "spark.cores.max=3",
     "spark.executor.cores=1",
     "spark.eventLog.enabled=true",
@@ -305,11 +306,14 @@ impl Spark {
 /// Whether a variable of the user's changes what Spark, Python or Java does.
 fn is_settings(name: &str) -> bool {
     let prefixes = ["SPARK_", "PYSPARK_", "PYTHON", "HADOOP_"];
-    prefixes.iter().any(|prefix| name.starts_with(prefix))
-        || matches!(
-            name,
-            "JAVA_TOOL_OPTIONS" | "_JAVA_OPTIONS" | "JDK_JAVA_OPTIONS"
-        )
+    // Without the second, Java is that of `PATH`, which was looked for.
+    let names = [
+        "JAVA_TOOL_OPTIONS",
+        "JAVA_HOME",
+        "_JAVA_OPTIONS",
+        "JDK_JAVA_OPTIONS",
+    ];
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) || names.contains(&name)
 }
 
 fn first(lab: &Lab) -> Result<&Node> {

@@ -8,8 +8,8 @@ use ipnet::Ipv4Net;
 use super::{expected::Job, node::Traffic, tally::Tally};
 use crate::report::table;
 
-/// Less than this during an outage would not be the shuffle: agents and etcd say less to each other.
-const SHUFFLE: u64 = 1_000_000;
+/// Less than this during an outage, in bytes, would not be the shuffle: Spark's processes say less to each other besides.
+pub(super) const SHUFFLE: u64 = 1_000_000;
 /// One round before the outages, one after, and what lies between.
 const LEAST_ROUNDS: usize = 3;
 

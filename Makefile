@@ -61,10 +61,10 @@ demo-update: packages-build-image-qemu ## Boot three machines that update themse
 
 # Not in CI: pyspark is 430 MB to download, and Java and Spark take 4 GB of memory.
 .PHONY: demo-spark
-demo-spark: packages-build-spark agent target/pyspark/bin/spark-class ## Run Spark on three hosts in network namespaces, and kill an agent and etcd meanwhile; needs root
+demo-spark: packages-build-spark agent target/pyspark/ready ## Run Spark on three hosts in network namespaces, and kill an agent and etcd meanwhile; needs root
 	@$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') $(HARNESS) demo-spark --agent $(AGENT)
 
-target/pyspark/bin/spark-class: qemu-tests/spark/requirements.txt
+target/pyspark/ready: qemu-tests/spark/requirements.txt
 	@echo "Installing pyspark from PyPI (430 MB to download, 500 MB on disk; once)"
 	@rm -rf target/pyspark && python3 -m venv target/pyspark
 	@target/pyspark/bin/pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps -r $< && touch $@

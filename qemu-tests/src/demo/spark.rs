@@ -82,7 +82,12 @@ pub(crate) async fn run(target: &Path, agent: &Path, environment: &Path) -> Resu
         let minutes = DEADLINE.as_secs() / 60;
         Err(anyhow::anyhow!("the program takes more than {minutes} min"))
     });
-    let outages = watched.with_context(|| format!("the logs are in {}", dir.display()))?;
+    let outages = watched.with_context(|| {
+        format!(
+            "the program did not end well; see the logs in {}",
+            dir.display()
+        )
+    })?;
     progress.step("compute the same in one thread, without Spark");
     let record = run.record(&subnets, outages)?;
     let page = SparkPage {

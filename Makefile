@@ -232,7 +232,7 @@ manifests: packages-build ## Write the manifest for Kubernetes anew from the cha
 	@UPDATE=1 cargo test --quiet --locked -p selvage --test manifests the_manifest_is_what_the_chart_renders_to
 
 .PHONY: bench
-bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)
+bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it; ONLY=part TURNS=1)
 	@$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') SELVAGE_BIN=$(AGENT) FLANNELD=$(abspath $(FLANNELD)) \
 	  cargo bench --quiet --locked -p selvage --profile dev --bench agent
 

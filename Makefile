@@ -59,6 +59,16 @@ demo-update: packages-build-image-qemu ## Boot three machines that update themse
 	@$(MAKE) --no-print-directory -j2 image-next harness
 	@$(HARNESS) demo-update
 
+# Not in CI: pyspark is 430 MB to download, and Java and Spark take 4 GB of memory.
+.PHONY: demo-spark
+demo-spark: packages-build-spark agent target/pyspark/ready ## Run Spark on three hosts in network namespaces, and kill an agent and etcd meanwhile; needs root
+	@$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') $(HARNESS) demo-spark --agent $(AGENT)
+
+target/pyspark/ready: qemu-tests/spark/requirements.txt
+	@echo "Installing pyspark from PyPI (430 MB to download, 500 MB on disk; once)"
+	@rm -rf target/pyspark && python3 -m venv target/pyspark
+	@target/pyspark/bin/pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps -r $< && touch $@
+
 .PHONY: ssh
 ssh: ## Log in to a node of a cluster that `make demo KEEP=1` left running (NODE=1)
 	@$(HARNESS) ssh node$(NODE)
@@ -222,7 +232,7 @@ manifests: packages-build ## Write the manifest for Kubernetes anew from the cha
 	@UPDATE=1 cargo test --quiet --locked -p selvage --test manifests the_manifest_is_what_the_chart_renders_to
 
 .PHONY: bench
-bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)
+bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it; ONLY=part TURNS=1)
 	@$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') SELVAGE_BIN=$(AGENT) FLANNELD=$(abspath $(FLANNELD)) \
 	  cargo bench --quiet --locked -p selvage --profile dev --bench agent
 

@@ -91,6 +91,15 @@ pub(crate) enum Command {
     },
     /// Boot three machines that update themselves in turn, and draw what happened
     DemoUpdate,
+    /// Run a shuffle of Spark across three hosts in network namespaces while an agent and etcd are killed; needs root
+    DemoSpark {
+        /// The agent
+        #[arg(long, env = "SELVAGE_BIN", value_name = "FILE")]
+        agent: PathBuf,
+        /// Python environment with pyspark
+        #[arg(long, default_value = "target/pyspark", value_name = "DIR")]
+        environment: PathBuf,
+    },
     /// Run the tests that need a boot
     Test {
         /// Only cases whose name contains this, those that only --all runs among them

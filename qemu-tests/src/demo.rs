@@ -1,5 +1,6 @@
 //! The demo: boot a cluster, let containers on its hosts talk, and show what happened.
 
+pub(crate) mod spark;
 pub(crate) mod update;
 
 use anyhow::{Context as _, Result, bail, ensure};

@@ -95,6 +95,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Demo { nodes, keep } => demo::run(common, nodes, keep).await?,
         Command::DemoUpdate => demo::update::run(common).await?,
+        Command::DemoSpark { agent, environment } => {
+            demo::spark::run(&common.target, &agent, &environment).await?
+        }
         Command::Test {
             filter,
             all,

@@ -1,7 +1,8 @@
 //! The demo's report as one HTML page that opens from disk: what was booted, the overlay as a node draws it, who reached
-//! whom, and a chart of the boots. It needs nothing from elsewhere, and no scripts. Pure. [`update`] is that of the other
-//! demo.
+//! whom, and a chart of the boots. It needs nothing from elsewhere, and no scripts. Pure. [`update`] and [`spark`] are those of the
+//! other demos.
 
+pub(crate) mod spark;
 pub(crate) mod update;
 
 use std::fmt::{self, Write as _};

@@ -4,7 +4,8 @@
 //! `SELVAGE_BIN` names the binary to measure, `FLANNELD` a rival that takes flannel's flags: then both take turns in the
 //! same namespaces, against the same etcd, in one run. Without a rival, what can only be judged beside one is not counted
 //! as met. Every figure is the median of its turns, with the least, the greatest and their number, since machines are
-//! noisy; none ends the program. `TURNS` limits them, for a quick look. Progress goes to standard error, the table to standard output.
+//! noisy; none ends the program. `TURNS` limits them, for a quick look, and `ONLY` names one part of the
+//! table ([`PARTS`]). Progress goes to standard error, the table to standard output.
 //!
 //! The program is also the writer of leases and the two ends of a connection, which it starts in the namespaces.
 
@@ -129,15 +130,44 @@ impl Bench {
     }
 }
 
+/// A part of the measurement, which adds its rows to the table.
+type Part = fn(&Bench, &mut Table) -> Result<()>;
+
+/// All parts in their order, by the names that `ONLY` has for them.
+const PARTS: [(&str, Part); 6] = [
+    ("size", Bench::size),
+    ("start", |bench, table| {
+        bench.start(table);
+        Ok(())
+    }),
+    ("memory", Bench::memory),
+    ("leases", Bench::ten_thousand),
+    ("kubernetes", Bench::kubernetes),
+    ("udp", |bench, table| {
+        bench.udp(table);
+        Ok(())
+    }),
+];
+
+/// The parts that are asked for: all, or the one that `ONLY` names.
+fn parts() -> Result<Vec<Part>> {
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let asked = |(name, _): &&(&str, Part)| only.is_empty() || only == *name;
+    let parts: Vec<_> = PARTS.iter().filter(asked).map(|(_, part)| *part).collect();
+    if parts.is_empty() {
+        let names = PARTS.map(|(name, _)| name).join(", ");
+        bail!("ONLY={only}: no such part; there are {names}");
+    }
+    Ok(parts)
+}
+
 fn measure() -> Result<()> {
+    let parts = parts()?;
     let bench = Bench::new()?;
     let mut table = Table::new(bench.programs.get(1).map(|rival| rival.name));
-    bench.size(&mut table)?;
-    bench.start(&mut table);
-    bench.memory(&mut table)?;
-    bench.ten_thousand(&mut table)?;
-    bench.kubernetes(&mut table)?;
-    bench.udp(&mut table);
+    for part in parts {
+        part(&bench, &mut table)?;
+    }
     print!("{table}");
     Ok(())
 }

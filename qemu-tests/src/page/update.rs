@@ -217,19 +217,21 @@ impl UpdatePage<'_> {
 }
 
 /// Where times are in the chart.
-struct Chart {
-    from: f64,
-    length: f64,
+pub(super) struct Chart {
+    /// Where it begins, in seconds since the Unix epoch.
+    pub from: f64,
+    /// Its seconds.
+    pub length: f64,
 }
 
 impl Chart {
-    fn x(&self, at: f64) -> f64 {
+    pub(super) fn x(&self, at: f64) -> f64 {
         let share = ((at - self.from) / self.length).clamp(0.0, 1.0);
         NAMES + share * (CHART - NAMES - 10.0)
     }
 
     /// Lines and numbers at whole minutes, of which there are at most twelve.
-    fn axis(&self, html: &mut String, bottom: f64) -> fmt::Result {
+    pub(super) fn axis(&self, html: &mut String, bottom: f64) -> fmt::Result {
         let minutes = self.length / 60.0;
         let step = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0];
         let step = step.into_iter().find(|step| minutes / step <= 12.0);
@@ -341,7 +343,7 @@ impl Chart {
     }
 
     /// Left end and width; what is there can be seen.
-    fn bar(&self, from: f64, until: f64) -> (f64, f64) {
+    pub(super) fn bar(&self, from: f64, until: f64) -> (f64, f64) {
         let x = self.x(from);
         (x, (self.x(until) - x).max(1.5))
     }
@@ -376,7 +378,7 @@ fn key(html: &mut String, y: f64) -> fmt::Result {
 }
 
 /// A time as `4:05` minutes.
-fn minutes(seconds: f64) -> String {
+pub(super) fn minutes(seconds: f64) -> String {
     let whole = seconds.round().max(0.0);
     format!("{}:{:02} min", (whole / 60.0).floor(), whole % 60.0)
 }

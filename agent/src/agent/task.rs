@@ -197,7 +197,7 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    pub(super) fn all(&self) -> [&Task; 10] {
+    pub(super) fn all(&self) -> [&Task; 11] {
         [
             &self.program,
             &self.firewall,

@@ -92,11 +92,6 @@ impl Attributes {
         self.put(kind | NLA_F_NESTED, &nested.0);
     }
 
-    /// The encoded attributes.
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
     /// Appends a nested attribute.
     pub(in crate::host) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.begin(kind | NLA_F_NESTED);

@@ -198,6 +198,7 @@ impl Backend for CloudBackend {
             networks: self.networks.clone(),
             shared: None,
             hooks: None,
+            ipsec: false,
         }
     }
 

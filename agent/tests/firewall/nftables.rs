@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -107,29 +107,43 @@ fn without_handles(expressions: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// Programs that change the ruleset as long as this lives.
+struct Others(Child);
+
+impl Others {
+    fn start() -> Self {
+        let change = "nft add rule ip others c accept; do nft flush chain ip others c";
+        let others = Command::new("sh")
+            .args(["-c", &format!("while {change}; done")])
+            .process_group(0)
+            .spawn();
+        Self(others.unwrap())
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        if let Ok(group) = i32::try_from(self.0.id()) {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+        let _ = self.0.wait();
+    }
+}
+
 /// A ruleset that changes all the time (kube-proxy's, with a thousand services): the kernel refuses what rests on an
 /// old generation (google/nftables#325), and the agent's rules are right all the same.
 #[test]
 fn changes_of_others_between_look_and_change_are_noticed() {
     on_host(Nft, || {
         sh("nft add table ip others; nft add chain ip others c");
-        let mut others = Command::new("sh")
-            .args([
-                "-c",
-                "while nft add rule ip others c accept; do nft flush chain ip others c; done",
-            ])
-            .process_group(0)
-            .spawn()
-            .unwrap();
+        let others = Others::start();
         let mut agent = Agent::new(Mode::Nftables);
         for _ in 0..100 {
             for rules in [rules(), dual()] {
                 assert!(agent.ensure(&rules));
             }
         }
-        let group = Pid::from_raw(i32::try_from(others.id()).unwrap());
-        killpg(group, Signal::SIGKILL).unwrap();
-        others.wait().unwrap();
+        drop(others);
         assert!(!agent.ensure(&dual()));
         assert!(agent.ensure(&rules()));
         assert_eq!(listed(), include_str!("nftables/whole.nft"));

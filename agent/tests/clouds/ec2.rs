@@ -219,7 +219,7 @@ impl Ec2 {
             return failed(400, "InvalidParameterValue", "Version");
         }
         let before = self.tables.clone();
-        let answer = match action {
+        match action {
             "DescribeInstances" => self.describe_instances(get("InstanceId.1")),
             "DescribeRouteTables" => self.describe_tables(parameters),
             "ModifyNetworkInterfaceAttribute" => self.modify(parameters),
@@ -229,8 +229,7 @@ impl Ec2 {
                 answer
             }
             _ => failed(400, "InvalidAction", action),
-        };
-        answer
+        }
     }
 
     fn describe_instances(&self, id: &str) -> Response {

@@ -31,7 +31,6 @@ const AWS: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"aws-vpc"}}"#;
 /// A provider with three instances, in the namespace of the gateway.
 struct Provider {
     double: Arc<Double<Ec2>>,
-    namespace: Arc<Namespace>,
     ends: Arc<AtomicBool>,
     router: Option<JoinHandle<()>>,
 }
@@ -58,16 +57,11 @@ impl Provider {
         }
         let ends = Arc::new(AtomicBool::new(false));
         let router = {
-            let (double, namespace, ends) = (
-                Arc::clone(&double),
-                Arc::clone(&namespace),
-                Arc::clone(&ends),
-            );
+            let (double, ends) = (Arc::clone(&double), Arc::clone(&ends));
             thread::spawn(move || route(&double, &namespace, &ends))
         };
         Self {
             double,
-            namespace,
             ends,
             router: Some(router),
         }

@@ -13,6 +13,7 @@ use selvage::appliance::image_file;
 use crate::{
     artifacts::Artifacts,
     disk,
+    drive::Drive,
     host::{Host, free_port},
     machine::{self, Machine},
     progress::Progress,
@@ -33,14 +34,6 @@ const SPARE_DISK_BYTES: u64 = 1 << 30;
 /// The image of a machine that has its config in there.
 const EMBEDDED_IMAGE: &str = "image.raw";
 
-/// The label of a drive with a config and metadata, as OpenStack has it, and its size.
-const DRIVE_LABEL: &str = "config-2";
-const DRIVE_BYTES: &str = "8M";
-
-/// The label of a drive as NoCloud has it, and its size in KiB.
-const NO_CLOUD_LABEL: &str = "CIDATA";
-const NO_CLOUD_KIB: &str = "8192";
-
 /// A machine to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
@@ -54,10 +47,10 @@ pub(crate) struct Node {
     pub ignition: String,
     /// What it finds below `http://10.0.2.4/`: names and contents. See [`serve`].
     pub served: Vec<(String, Vec<u8>)>,
-    /// What is on a further disk, whose label is [`DRIVE_LABEL`]: names and contents. Empty: there is no such disk.
-    pub drive: Vec<(String, Vec<u8>)>,
-    /// The same of a disk in NoCloud's form: FAT, and without directories.
-    pub no_cloud: Vec<(String, Vec<u8>)>,
+    /// What Azure's host has for it at [`serve::AZURE_HOST`]: names and contents. Only a machine of a cloud can ask.
+    pub azure_host: Vec<(String, Vec<u8>)>,
+    /// A further disk, or a CD, from its platform.
+    pub drive: Option<Drive>,
     /// A network for it, which it gets by fw_cfg.
     pub network: Option<String>,
 }
@@ -162,11 +155,13 @@ async fn prepare_one(
     let mut spare_disks: Vec<PathBuf> = (0..options.spare_disks)
         .map(|index| create_spare_disk(dir, index))
         .collect::<Result<_>>()?;
-    if !node.drive.is_empty() {
-        spare_disks.push(create_drive(dir, &node.drive).await?);
-    }
-    if !node.no_cloud.is_empty() {
-        spare_disks.push(create_no_cloud(dir, &node.no_cloud).await?);
+    let mut cd = None;
+    if let Some(drive) = &node.drive {
+        let image = drive.create(dir).await?;
+        match drive.is_cd() {
+            true => cd = Some(image),
+            false => spare_disks.push(image),
+        }
     }
     let network = node.network.as_ref().map(|text| {
         let path = dir.join("network");
@@ -174,6 +169,7 @@ async fn prepare_one(
         written.with_context(|| format!("failed to write {}", path.display()))?;
         anyhow::Ok(path)
     });
+    let azure_host = serve::prepare(&dir.join("azure-host"), &node.azure_host)?;
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets
@@ -205,8 +201,12 @@ async fn prepare_one(
         access: !options.unanswered,
         underlay: (!options.alone).then(|| (socket("net"), node.mac.clone())),
         served: serve::prepare(&dir.join("served"), &node.served)?,
-        relays: Vec::new(),
+        relays: azure_host
+            .map(|command| serve::option(serve::AZURE_HOST, &command))
+            .into_iter()
+            .collect(),
         spare_disks,
+        cd,
         cpus: match options.secure_boot {
             true => 1,
             false => Host::cpus(machines),
@@ -278,49 +278,6 @@ fn create_spare_disk(dir: &Path, index: usize) -> Result<PathBuf> {
         .and_then(|file| file.set_len(SPARE_DISK_BYTES))
         .with_context(|| format!("failed to create {}", path.display()))?;
     Ok(path)
-}
-
-/// A disk with a file system that has these files.
-async fn create_drive(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
-    let contents = dir.join("drive");
-    serve::write_all(&contents, files)?;
-    let disk = dir.join("drive.raw");
-    let output = tokio::process::Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-L", DRIVE_LABEL, "-d"])
-        .args([&contents, &disk])
-        .arg(DRIVE_BYTES)
-        .output()
-        .await
-        .context("failed to run mke2fs (package e2fsprogs)")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "mke2fs: {}", said.trim());
-    Ok(disk)
-}
-
-/// As [`create_drive`], with FAT and the names that cloud-init's NoCloud has.
-async fn create_no_cloud(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
-    let contents = dir.join("no-cloud");
-    serve::write_all(&contents, files)?;
-    let disk = dir.join("no-cloud.raw");
-    let mut make = tokio::process::Command::new("mkfs.vfat");
-    // No partition table in the boot sector, which udev would believe.
-    make.args(["--mbr=n", "-n", NO_CLOUD_LABEL, "-C"])
-        .args([disk.as_os_str(), NO_CLOUD_KIB.as_ref()]);
-    let mut copy = tokio::process::Command::new("mcopy");
-    // It does without the geometry of floppy disks.
-    copy.env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(&disk);
-    copy.args(files.iter().map(|(name, _)| contents.join(name)));
-    copy.arg("::/");
-    for (mut command, name) in [
-        (make, "mkfs.vfat (package dosfstools)"),
-        (copy, "mcopy (package mtools)"),
-    ] {
-        let output = command.output().await;
-        let output = output.with_context(|| format!("failed to run {name}"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{name}: {}", said.trim());
-    }
-    Ok(disk)
 }
 
 /// A short name for the sockets of the cluster in whose directory `dir` lies.
@@ -415,7 +372,9 @@ impl Cluster {
             .flat_map(|machine| {
                 let image = machine.spec.disk.with_file_name(EMBEDDED_IMAGE);
                 let disks = [machine.spec.disk.clone(), image];
-                disks.into_iter().chain(machine.spec.spare_disks.clone())
+                (disks.into_iter())
+                    .chain(machine.spec.spare_disks.clone())
+                    .chain(machine.spec.cd.clone())
             })
             .collect();
         drop(self);

@@ -69,8 +69,8 @@ fn from_text(
                 mac: node.mac.to_string(),
                 ignition,
                 served: Vec::new(),
-                drive: Vec::new(),
-                no_cloud: Vec::new(),
+                azure_host: Vec::new(),
+                drive: None,
                 network: None,
             })
         })

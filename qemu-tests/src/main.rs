@@ -18,6 +18,7 @@ mod demo;
 mod description;
 mod diagnose;
 mod disk;
+mod drive;
 mod etcd;
 mod facts;
 mod firmware;

@@ -67,10 +67,14 @@ pub(crate) struct Spec {
     pub underlay: Option<(PathBuf, String)>,
     /// Command that answers a connection of the guest to [`serve::ADDRESS`]; none: nothing is there.
     pub served: Option<String>,
-    /// Ports of this host's 127.0.0.1 that the guest reaches: see [`crate::relay::option`].
+    /// What else answers the guest, each as an option of the user-mode network: see [`crate::relay::option`] and
+    /// [`serve::option`].
     pub relays: Vec<String>,
     /// Further disks, raw and empty.
     pub spare_disks: Vec<PathBuf>,
+    /// What is in the CD drive; none: there is no such drive.
+    #[serde(default)]
+    pub cd: Option<PathBuf>,
     /// Number of virtual processors.
     pub cpus: u32,
     /// Memory in MiB.
@@ -249,6 +253,11 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
         .args(disk(spec))
         // Firmware would look into the network first. Not 0: that is QEMU's own for a kernel that it loads itself.
         .args(["-device", device]);
+    drives(command, spec);
+}
+
+/// What is there beside the disk.
+fn drives(command: &mut Command, spec: &Spec) {
     for (index, spare) in spec.spare_disks.iter().enumerate() {
         // Found by its serial number, /dev/disk/by-id/virtio-spare and virtio-spare1 and so on, whatever the kernel calls it.
         let number = if index == 0 {
@@ -268,6 +277,14 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
                 "-device",
                 &format!("virtio-blk-pci,drive=spare{number},serial=spare{number}"),
             ]);
+    }
+    if let Some(cd) = &spec.cd {
+        let file = escape(cd);
+        let drive = format!("if=none,id=cd,format=raw,media=cdrom,readonly=on,file={file}");
+        // On the chipset's SATA, which `q35` has, beside a disk there.
+        command
+            .args(["-drive", &drive])
+            .args(["-device", "ide-cd,bus=ide.1,drive=cd"]);
     }
 }
 
@@ -297,12 +314,11 @@ fn network(command: &mut Command, spec: &Spec) {
         access += CLOUD_NETWORK;
     }
     if let Some(answer) = &spec.served {
-        let answer = answer.replace(',', ",,");
         let address = match spec.cloud {
             true => serve::METADATA_ADDRESS,
             false => serve::ADDRESS,
         };
-        access += &format!(",guestfwd=tcp:{address}:80-cmd:{answer}");
+        access += &format!(",{}", serve::option(address, answer));
     }
     for relay in &spec.relays {
         access += &format!(",{relay}");
@@ -359,6 +375,7 @@ pub(crate) mod tests {
             served: None,
             relays: Vec::new(),
             spare_disks: Vec::new(),
+            cd: None,
             cpus: 1,
             memory_mib: 1024,
             internet: false,
@@ -502,6 +519,19 @@ pub(crate) mod tests {
         });
         assert!(sata.contains("-device ide-hd,bus=ide.0,drive=disk,bootindex=1"));
         assert!(!sata.contains("virtio-blk-pci"));
+    }
+
+    #[test]
+    fn a_cd_is_read_only_and_not_in_the_place_of_a_disk() {
+        assert!(!line(&spec()).contains("cdrom"));
+        let line = line(&Spec {
+            sata: true,
+            cd: Some("/d,1/drive.raw".into()),
+            ..spec()
+        });
+        assert!(
+            line.contains("media=cdrom,readonly=on,file=/d,,1/drive.raw -device ide-cd,bus=ide.1,")
+        );
     }
 
     #[test]

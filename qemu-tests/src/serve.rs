@@ -7,19 +7,23 @@
 //! One port speaks HTTP and HTTPS, and is a proxy as well: what is asked for by the address of another server comes
 //! from the same files.
 
+pub(crate) mod demands;
 mod http;
+mod notes;
 pub(crate) mod tls;
 
 use std::{
     fs,
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::{Read as _, Seek as _, SeekFrom},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize};
 
+pub(crate) use notes::{Asked, Notes};
+
+use demands::{Answer, Demands};
 use http::{Request, Stream, Wire};
 
 /// Where guests find the files: an address of the user-mode network that QEMU itself does not use.
@@ -28,11 +32,11 @@ pub(crate) const ADDRESS: &str = "10.0.2.4";
 /// Where the machines of a cloud find its metadata; on their network this takes the place of [`ADDRESS`].
 pub(crate) const METADATA_ADDRESS: &str = "169.254.169.254";
 
-/// The file that makes a server ask for tokens: on its lines the path of the token, the header that shows it, and the
-/// token. Hidden, so that it is not served.
-pub(crate) const TOKEN_FILE: &str = ".token";
+/// Azure's host, as each of its machines sees it ("What is IP address 168.63.129.16?").
+pub(crate) const AZURE_HOST: &str = "168.63.129.16";
 
-/// Puts `files` below `dir`, and gives the command that answers for them; none when there are no files.
+/// Puts `files` below `dir`, and gives the command that answers for them; none when there are no files. What is asked is
+/// noted in [`notes_of`] that directory.
 ///
 /// # Errors
 /// When they cannot be written.
@@ -41,7 +45,21 @@ pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<
         return Ok(None);
     }
     write_all(dir, files)?;
-    command(dir, None).map(Some)
+    let notes = notes_of(dir);
+    fs::create_dir_all(&notes).with_context(|| format!("failed to create {}", notes.display()))?;
+    command(dir, Some(&notes)).map(Some)
+}
+
+/// The directory of the [`Notes`] on what [`prepare`] has put into `dir`.
+pub(crate) fn notes_of(dir: &Path) -> PathBuf {
+    dir.with_extension("notes")
+}
+
+/// The option of QEMU's user-mode network by which `command` answers a guest's connections to port 80 of `address`.
+pub(crate) fn option(address: &str, command: &str) -> String {
+    // QEMU splits options at commas; a comma in a value is doubled.
+    let command = command.replace(',', ",,");
+    format!("guestfwd=tcp:{address}:80-cmd:{command}")
 }
 
 /// Puts `files` below `dir`.
@@ -77,73 +95,6 @@ pub(crate) fn command(dir: &Path, notes: Option<&Path>) -> Result<String> {
         command += &format!(" --notes '{}'", whole(notes)?.display());
     }
     Ok(command)
-}
-
-/// What a test knows of a server, and tells it, by files in a directory: each connection is a process of its own.
-#[derive(Debug, Clone)]
-pub(crate) struct Notes(PathBuf);
-
-/// A request that was answered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Asked {
-    /// `GET` or `CONNECT`.
-    pub method: String,
-    /// What was asked for: a path, or for a proxy the whole address.
-    pub target: String,
-    /// The first byte that was asked for, by `Range`.
-    pub from: Option<u64>,
-    /// What the client said to a proxy to be let through.
-    pub proxy_authorization: Option<String>,
-    /// Whether the request came over TLS.
-    pub tls: bool,
-    /// The status of the answer.
-    pub status: u16,
-}
-
-impl Notes {
-    /// Those in `dir`.
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self(dir.to_owned())
-    }
-
-    /// Has the server close the connection in the middle of one answer, the next for a file whose path ends with
-    /// `suffix`: after so many bytes of it.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub(crate) fn cut(&self, suffix: &str, after: u64) -> Result<()> {
-        let path = self.0.join("cut");
-        fs::write(&path, format!("{after} {suffix}"))
-            .with_context(|| format!("failed to write {}", path.display()))
-    }
-
-    /// After how many bytes the answer for `path` is to be cut off. It is asked once for each answer.
-    fn take_cut(&self, path: &str) -> Option<u64> {
-        let note = self.0.join("cut");
-        let text = fs::read_to_string(&note).ok()?;
-        let (after, suffix) = text.split_once(' ')?;
-        // Whoever removes it has it.
-        (path.ends_with(suffix) && fs::remove_file(&note).is_ok()).then(|| after.parse().ok())?
-    }
-
-    /// All requests so far, in their order.
-    ///
-    /// # Errors
-    /// When the file cannot be understood.
-    pub(crate) fn asked(&self) -> Result<Vec<Asked>> {
-        let text = fs::read_to_string(self.0.join("asked")).unwrap_or_default();
-        text.lines()
-            .map(|line| serde_json::from_str(line).context("a note of a request"))
-            .collect()
-    }
-
-    fn add(&self, asked: &Asked) -> Result<()> {
-        let path = self.0.join("asked");
-        let line = serde_json::to_string(asked).context("failed to write JSON")? + "\n";
-        let file = fs::File::options().create(true).append(true).open(&path);
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .with_context(|| format!("failed to write {}", path.display()))
-    }
 }
 
 /// What answers a connection.
@@ -194,29 +145,15 @@ impl Server {
     }
 
     fn respond(&self, request: &Request, stream: &mut dyn Stream, tls: bool) -> Result<()> {
-        if let Some(answer) = self.about_tokens(request) {
-            self.note(request, tls, if answer.is_some() { 200 } else { 401 })?;
-            let (status, body) = match &answer {
-                Some(token) => ("200 OK", token.as_str()),
-                None => ("401 Unauthorized", ""),
-            };
-            let length = body.len();
-            let answer = format!(
-                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-            );
-            return (stream.write_all(answer.as_bytes()))
-                .and_then(|()| stream.flush())
-                .context("failed to answer");
+        let demands = Demands::of(&self.files)?;
+        if let Some(Answer { status, body }) = demands.answer(request) {
+            self.note(request, tls, status)?;
+            return send(stream, status, &body);
         }
         let found = request.path().and_then(|path| self.open(path));
         let Some(mut found) = found else {
             self.note(request, tls, 404)?;
-            return stream
-                .write_all(
-                    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-                )
-                .and_then(|()| stream.flush())
-                .context("failed to answer");
+            return send(stream, 404, "");
         };
         let from = request
             .from()
@@ -246,17 +183,6 @@ impl Server {
             .context("failed to answer")
     }
 
-    /// Where the server wants tokens: the token for who asks for it, and `Some(None)` for who does not show it.
-    fn about_tokens(&self, request: &Request) -> Option<Option<String>> {
-        let text = fs::read_to_string(self.files.join(TOKEN_FILE)).ok()?;
-        let mut lines = text.lines();
-        let (path, header, token) = (lines.next()?, lines.next()?, lines.next()?);
-        if request.method == "PUT" && request.target == path {
-            return Some(Some(token.to_owned()));
-        }
-        (request.header(header) != Some(token)).then_some(None)
-    }
-
     /// A file below the directory, and nothing else: no path leads out of it, and hidden files are not served.
     fn open(&self, path: &str) -> Option<Found> {
         // A list, as metadata services have them.
@@ -282,10 +208,29 @@ impl Server {
             target: request.target.clone(),
             from: request.from(),
             proxy_authorization: request.header("proxy-authorization").map(str::to_owned),
+            body: request.body.clone(),
             tls,
             status,
         })
     }
+}
+
+/// Answers without a file.
+fn send(stream: &mut dyn Stream, status: u16, body: &str) -> Result<()> {
+    let reason = match status {
+        200 => "OK",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        404 => "Not Found",
+        _ => "Forbidden",
+    };
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 {status} {reason}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    (stream.write_all(answer.as_bytes()))
+        .and_then(|()| stream.flush())
+        .context("failed to answer")
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!    [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`];
-//!    Then, machines of clouds, with their metadata services: [`platforms`];
+//!    Then, machines of clouds, with their metadata services and drives: [`platforms`];
 //! 7. a machine goes to the next version of the image and back: [`update`];
 //! 8. two machines are given next versions that are bad, each in another way: [`update::bad`];
 //! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`];
@@ -22,6 +22,8 @@ mod after_boot;
 mod broken_ignition;
 mod configs;
 mod coreos;
+#[cfg(test)]
+mod documented;
 mod etcd_absent;
 mod first_boot;
 mod fleet;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -58,11 +59,12 @@ fn image(directory: &Path) {
     }
 }
 
-/// Runs the script, and gives what it made by name.
-fn formats(image: &Path, into: &Path) -> BTreeMap<String, Vec<u8>> {
+/// Runs the script under a umask, and gives what it made by name.
+fn formats(umask: &str, image: &Path, into: &Path) -> BTreeMap<String, Vec<u8>> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../image/formats");
-    let output = Command::new(script)
-        .args([image, into])
+    let output = Command::new("sh")
+        .args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\"")])
+        .args([&script, image, into])
         .output()
         .expect("python3");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -84,7 +86,7 @@ fn every_format_is_the_same_bytes_each_time() {
     let first = directory.path().join("first");
     fs::create_dir(&first).expect("a directory");
     fs::write(first.join("selvage_1.0.1.qcow2"), "").expect("a file");
-    let first = formats(&built, &first);
+    let first = formats("022", &built, &first);
     let names: Vec<_> = first.keys().map(String::as_str).collect();
     assert_eq!(
         names,
@@ -106,8 +108,11 @@ fn every_format_is_the_same_bytes_each_time() {
         ]
     );
     // Random are a VMDK's content ID, a VHD's and a VHDX's identities, and the number that a VHDX's log begins with.
-    for _ in 0..3 {
-        let again = formats(&built, &directory.path().join("again"));
+    // The disk's mode, and those of the files that the script makes, are what the umask left.
+    let disk = built.join("selvage.raw");
+    for (umask, mode) in [("077", 0o600), ("002", 0o664), ("022", 0o640)] {
+        fs::set_permissions(&disk, fs::Permissions::from_mode(mode)).expect("another mode");
+        let again = formats(umask, &built, &directory.path().join("again"));
         for (name, bytes) in &first {
             assert!(again.get(name) == Some(bytes), "{name} differs");
         }

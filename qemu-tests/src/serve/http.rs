@@ -50,17 +50,21 @@ pub(super) fn is_tls(stream: &mut dyn Stream) -> Result<bool> {
     Ok(begin.first() == Some(&HANDSHAKE))
 }
 
-/// The head of a request.
+/// The largest body that is read, in bytes: what a machine reports to its platform has some hundred.
+const BODY_MAX: u64 = 1 << 20;
+
+/// A request.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) method: String,
     pub(super) target: String,
     /// Names in lower case.
     headers: Vec<(String, String)>,
+    pub(super) body: String,
 }
 
 impl Request {
-    /// Reads up to the empty line: a client may not like an answer before its end.
+    /// Reads all of it: a client may not like an answer before its end.
     pub(super) fn read(stream: &mut dyn Stream) -> Result<Self> {
         let mut line = || -> Result<String> {
             let mut line = String::new();
@@ -73,17 +77,25 @@ impl Request {
             method: words.next().unwrap_or_default(),
             target: words.next().unwrap_or_default(),
             headers: Vec::new(),
+            body: String::new(),
         };
         loop {
             let line = line()?;
             if line.is_empty() {
-                return Ok(request);
+                break;
             }
             if let Some((name, value)) = line.split_once(':') {
                 let name = name.trim().to_ascii_lowercase();
                 request.headers.push((name, value.trim().to_owned()));
             }
         }
+        let length = request.header("content-length");
+        let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+        let mut body = Vec::new();
+        (stream.take(BODY_MAX.min(length)).read_to_end(&mut body))
+            .context("failed to read what is sent with a request")?;
+        request.body = String::from_utf8_lossy(&body).into_owned();
+        Ok(request)
     }
 
     pub(super) fn header(&self, name: &str) -> Option<&str> {

@@ -35,7 +35,10 @@ fn a_file_is_served_and_nothing_else() {
     let served = dir.path().join("served");
     let files = [("a.ign".to_owned(), b"{}\n".to_vec())];
     let command = prepare(&served, &files).unwrap().unwrap();
-    assert!(command.ends_with("served'"), "{command}");
+    assert!(
+        command.contains("served' --notes '") && command.ends_with("served.notes'"),
+        "{command}"
+    );
     fs::write(dir.path().join("secret"), "x").unwrap();
     let server = Server {
         files: served,
@@ -189,38 +192,102 @@ fn tls_is_spoken_on_the_same_port_and_within_a_tunnel() {
     }
 }
 
-#[test]
-fn a_service_with_tokens_answers_nobody_else() {
+/// A server with a list of keys, and these demands.
+fn demanding(demands: &Demands) -> (tempfile::TempDir, Server) {
     let dir = tempfile::tempdir().unwrap();
-    let token = "/latest/api/token\nX-Token\nt0ken\n";
     let files = [
-        (
-            TOKEN_FILE.to_owned(),
-            token.replace("X-Token", "x-token").into_bytes(),
-        ),
+        demands.file().unwrap(),
         ("keys/index".to_owned(), b"0=a".to_vec()),
     ];
-    prepare(dir.path(), &files).unwrap();
+    let served = dir.path().join("served");
+    prepare(&served, &files).unwrap();
+    let notes = Some(Notes::new(&notes_of(&served)));
     let server = Server {
-        files: dir.path().to_owned(),
-        notes: None,
+        files: served,
+        notes,
     };
-    for (request, status, text) in [
-        ("PUT /latest/api/token HTTP/1.1\r\n\r\n", "200", "t0ken"),
-        ("GET /keys/ HTTP/1.1\r\n\r\n", "401", ""),
-        ("GET /keys/ HTTP/1.1\r\nX-Token: other\r\n\r\n", "401", ""),
-        (
-            "GET /keys/ HTTP/1.1\r\nX-Token: t0ken\r\n\r\n",
-            "200",
-            "0=a",
-        ),
-        ("GET /.token HTTP/1.1\r\nX-Token: t0ken\r\n\r\n", "404", ""),
-    ] {
-        let said = ask(&server, request);
+    (dir, server)
+}
+
+fn all_are_answered(server: &Server, expected: &[(&str, u16, &str)]) {
+    for (request, status, text) in expected {
+        let said = ask(server, request);
         assert!(
             said.starts_with(&format!("HTTP/1.1 {status} ")),
             "{request}: {said}"
         );
-        assert_eq!(body(&said), text, "{request}");
+        assert_eq!(body(&said), *text, "{request}");
     }
+    let asked = server.notes.as_ref().unwrap().asked().unwrap();
+    let noted: Vec<_> = asked.iter().map(|asked| asked.status).collect();
+    let expected: Vec<_> = expected.iter().map(|(_, status, _)| *status).collect();
+    assert_eq!(noted, expected);
+}
+
+#[test]
+fn a_service_with_tokens_answers_nobody_else() {
+    let (_dir, server) = demanding(&Demands {
+        token: Some(demands::Token {
+            target: "/latest/api/token".into(),
+            lifetime: "x-ttl".into(),
+            header: "x-token".into(),
+            token: "t0ken".into(),
+        }),
+        ..Demands::default()
+    });
+    let put = "PUT /latest/api/token HTTP/1.1\r\n";
+    let get = "GET /keys/ HTTP/1.1\r\n";
+    all_are_answered(
+        &server,
+        &[
+            (&format!("{put}X-TTL: 21600\r\n\r\n"), 200, "t0ken"),
+            (&format!("{put}\r\n"), 400, ""),
+            (&format!("{put}X-TTL: 0\r\n\r\n"), 400, ""),
+            (&format!("{put}X-TTL: 21601\r\n\r\n"), 400, ""),
+            (&format!("{get}\r\n"), 401, ""),
+            (&format!("{get}X-Token: other\r\n\r\n"), 401, ""),
+            (&format!("{get}X-Token: t0ken\r\n\r\n"), 200, "0=a"),
+            (
+                &format!("{get}X-Token: t0ken\r\nX-Forwarded-For: x\r\n\r\n"),
+                403,
+                "",
+            ),
+            ("GET /.demands HTTP/1.1\r\nX-Token: t0ken\r\n\r\n", 404, ""),
+        ],
+    );
+}
+
+#[test]
+fn a_service_with_a_header_answers_nobody_else_and_takes_reports() {
+    let (_dir, server) = demanding(&Demands {
+        header: Some(demands::Header {
+            name: "metadata".into(),
+            value: "true".into(),
+            refusal: 400,
+        }),
+        takes: Some("/machine/?comp=health".into()),
+        ..Demands::default()
+    });
+    let post = "POST /machine/?comp=health HTTP/1.1\r\nContent-Length: 5\r\n";
+    all_are_answered(
+        &server,
+        &[
+            ("GET /keys/ HTTP/1.1\r\n\r\n", 400, ""),
+            ("GET /keys/ HTTP/1.1\r\nMetadata: True\r\n\r\n", 400, ""),
+            ("GET /keys/ HTTP/1.1\r\nMetadata: true\r\n\r\n", 200, "0=a"),
+            (&format!("{post}\r\nReady"), 400, ""),
+            (&format!("{post}Metadata: true\r\n\r\nReady!"), 200, ""),
+            ("POST /machine/ HTTP/1.1\r\nMetadata: true\r\n\r\n", 404, ""),
+        ],
+    );
+    let asked = server.notes.unwrap().asked().unwrap();
+    assert_eq!((&*asked[4].method, &*asked[4].body), ("POST", "Ready"));
+}
+
+#[test]
+fn an_option_keeps_the_commas_of_a_path() {
+    assert_eq!(
+        option(AZURE_HOST, "'/a,b/c' serve"),
+        "guestfwd=tcp:168.63.129.16:80-cmd:'/a,,b/c' serve"
+    );
 }

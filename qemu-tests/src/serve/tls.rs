@@ -14,7 +14,7 @@ use super::{ADDRESS, http::Stream};
 pub(crate) const NAME: &str = "releases.example";
 
 /// Certificate and key of the server, in the directory of its notes.
-pub(super) const IDENTITY: &str = "server.pem";
+pub(crate) const IDENTITY: &str = "server.pem";
 /// The authority's certificate, beside it.
 pub(crate) const AUTHORITY: &str = "authority.pem";
 

@@ -7,6 +7,7 @@
 mod access;
 mod machines;
 mod refused;
+mod secure;
 mod table;
 mod told;
 
@@ -66,6 +67,9 @@ pub(super) const EXTENDED: Names = &[
     // The machine `embedded`.
     "configs::embedded_is_up",
     "configs::embedded_in_the_image",
+    // The machines `https` and `unknown-authority`.
+    "configs::remote_merge_by_https",
+    "configs::unknown_authority_is_told",
     // One machine each.
     "configs::refused_unknown_group",
     "configs::refused_uid_twice",

@@ -1,5 +1,11 @@
-//! Machines of clouds: SMBIOS says which one, and the metadata service is where it is there. Nothing else tells the image
-//! what it runs on.
+//! Machines of clouds: SMBIOS says which one, and its metadata service is where it is there. Nothing else tells the image
+//! what it runs on. The services demand of a request what the providers' documentation says they do.
+//!
+//! Each provider's machines, and what they find, are in a file below this one.
+
+mod azure;
+mod drives;
+mod services;
 
 use std::path::Path;
 
@@ -12,206 +18,122 @@ use crate::{
     cli::Common,
     cluster::{Cluster, Options},
     description,
+    drive::Drive,
     host::Host,
     machine::Machine,
-    serve,
+    progress::Progress,
+    serve::{self, Notes, demands::Demands},
     suite::{Names, Suite},
 };
 
 /// The cases here.
 pub(super) const CASES: Names = &[
     "platforms::ec2_with_tokens_only",
-    "platforms::openstack_by_http",
+    "platforms::gce_with_its_header",
+    "platforms::digitalocean_by_http",
+    "platforms::digitalocean_cloud_config_is_refused_with_words",
     "platforms::hetzner_by_the_bridge",
     "platforms::credential_counts_more_than_the_platform",
     "platforms::cloud_config_is_refused_with_words",
+    "platforms::azure_by_imds",
+    "platforms::azure_by_the_cd",
+    "platforms::openstack_by_http",
     "platforms::openstack_by_drive",
+    "platforms::openstack_by_both_at_once",
+    "platforms::proxmox_by_its_drive",
+    "platforms::proxmox_beside_its_own_cloud_config",
+    "platforms::config_on_a_labelled_cd",
 ];
+
+/// The machines of all providers, in the order of their cases.
+const PROVIDERS: &[&[Cloud]] = &[services::CLOUDS, azure::CLOUDS, drives::CLOUDS];
 
 /// The address that the machine gets, which its platform tells as well.
 const ADDRESS: &str = "172.16.0.15";
 
-/// What the service has: paths and contents.
-type Served = Vec<(String, Vec<u8>)>;
+/// Paths and contents.
+type Files = Vec<(String, Vec<u8>)>;
 
 /// A machine.
 struct Cloud {
     case: &'static str,
     name: &'static str,
     smbios: &'static [&'static str],
-    served: fn(&Host) -> Served,
-    /// What is on its drive.
-    drive: fn(&Host) -> Served,
+    /// By the public key of whoever logs in.
+    given: fn(&str) -> Result<Given>,
+    /// Whether its disk is a SATA one.
+    sata: bool,
+    ends: End,
 }
 
-const CLOUDS: [Cloud; 6] = [
-    Cloud {
-        case: CASES[0],
-        name: "ec2",
-        smbios: &["type=1,manufacturer=Amazon EC2,product=t3.micro"],
-        served: ec2,
-        drive: nothing,
-    },
-    Cloud {
-        case: CASES[1],
-        name: "openstack",
-        smbios: &["type=1,manufacturer=OpenStack Foundation,product=OpenStack Nova"],
-        served: openstack,
-        drive: nothing,
-    },
-    Cloud {
-        case: CASES[2],
-        name: "hetzner",
-        smbios: &["type=1,manufacturer=Hetzner,product=vServer"],
-        served: hetzner,
-        drive: nothing,
-    },
-    Cloud {
-        case: CASES[3],
-        name: "credential",
-        smbios: &[
-            "type=1,manufacturer=Hetzner,product=vServer",
-            // {"ignition":{"version":"3.3.0"},"storage":{"files":[{"path":"/etc/from-credential"}]}}
-            "type=11,value=io.systemd.credential.binary:ignition.config=eyJpZ25pdGlvbiI6eyJ2ZXJzaW9uIjoiMy4zLjAifSwic3\
-             RvcmFnZSI6eyJmaWxlcyI6W3sicGF0aCI6Ii9ldGMvZnJvbS1jcmVkZW50aWFsIn1dfX0=",
-        ],
-        served: hetzner,
-        drive: nothing,
-    },
-    Cloud {
-        case: CASES[4],
-        name: "cloud-config",
-        smbios: &["type=1,manufacturer=Hetzner,product=vServer"],
-        served: cloud_config,
-        drive: nothing,
-    },
-    Cloud {
-        case: CASES[5],
-        name: "openstack-drive",
-        smbios: &["type=1,manufacturer=OpenStack Foundation,product=OpenStack Nova"],
-        served: nothing,
-        drive: openstack_drive,
-    },
-];
+/// What a machine finds.
+#[derive(Default)]
+struct Given {
+    /// At the address of metadata services.
+    served: Files,
+    /// At Azure's host.
+    azure_host: Files,
+    drive: Option<Drive>,
+}
 
-/// A unit as those for CoreOS are: it reads metadata, and names some of it for flannel's settings. 3 is the exit status of
-/// `selvage status` where no agent runs; 78 would be a setting that cannot be used.
-const READER: &str = "\
-[Unit]
-Requires=coreos-metadata.service
-After=coreos-metadata.service
+/// What its first boot comes to.
+enum End {
+    /// It stops, and the console says why: all of these.
+    Stops(&'static [&'static str]),
+    Up(Up),
+}
 
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-EnvironmentFile=/run/metadata/coreos
-Environment=FLANNELD_IFACE=${COREOS_EC2_IPV4_LOCAL}
-Environment=FLANNELD_PUBLIC_IP=${COREOS_EC2_IPV4_PUBLIC}
-ExecStart=/usr/bin/sh -c 'selvage status >/dev/null 2>&1; echo $$COREOS_EC2_IPV4_LOCAL $$COREOS_EC2_IPV4_PUBLIC $$?'
-StandardOutput=file:/run/reader
+/// A machine that is up.
+struct Up {
+    /// Lines of `selvage metadata show`.
+    shows: &'static [&'static str],
+    /// Commands, run by `core`, and what they print.
+    prints: &'static [(&'static str, &'static str)],
+    /// What it has reported to Azure's host: parts of one report. Empty: nothing.
+    reports: &'static [&'static str],
+}
 
-[Install]
-WantedBy=multi-user.target
-";
+/// Where the metadata are from, for [`Up::shows`].
+const BY_HTTP: &str = "source: http://169.254.169.254";
 
-fn files(files: &[(&str, String)]) -> Served {
+fn files(files: &[(&str, String)]) -> Files {
     let files = files.iter();
     files
         .map(|(name, text)| ((*name).to_owned(), text.clone().into_bytes()))
         .collect()
 }
 
-/// No key in the config: whoever logs in shows that the platform's is there.
-fn ec2(host: &Host) -> Served {
-    let config = json!({
-        "ignition": {"version": "3.3.0"},
-        "systemd": {"units": [{"name": "reader.service", "enabled": true, "contents": READER}]},
-    });
-    let data = "2021-01-03/meta-data";
-    let token = "/latest/api/token\nx-aws-ec2-metadata-token\nAQAEAJf0ken==\n";
-    files(&[
-        (serve::TOKEN_FILE, token.to_owned()),
-        ("2019-10-01/user-data", config.to_string()),
-        (&format!("{data}/local-ipv4"), ADDRESS.to_owned()),
-        (&format!("{data}/public-ipv4"), "203.0.113.25".to_owned()),
-        (&format!("{data}/public-keys/index"), "0=harness".to_owned()),
-        (
-            &format!("{data}/public-keys/0/openssh-key"),
-            host.public_key.clone(),
-        ),
-    ])
+/// These files at the address of metadata services, and what is demanded of who asks for them.
+fn served(demands: &Demands, contents: &[(&str, String)]) -> Result<Given> {
+    let mut served = files(contents);
+    served.push(demands.file()?);
+    Ok(Given {
+        served,
+        ..Given::default()
+    })
 }
 
-fn with_key(host: &Host, path: &str) -> String {
+/// A config without a key: whoever logs in shows that the platform's is there.
+fn config(path: &str) -> String {
     json!({
         "ignition": {"version": "3.3.0"},
-        "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [host.public_key]}]},
         "storage": {"files": [{"path": path}]},
     })
     .to_string()
 }
 
-fn openstack(host: &Host) -> Served {
-    files(&[
-        (
-            "openstack/latest/user_data",
-            with_key(host, "/etc/from-openstack"),
-        ),
-        (
-            "openstack/2012-08-10/meta_data.json",
-            json!({"uuid": "d8e02d56-2648-49a3-bf97-6be8f1204f38", "hostname": "test.novalocal"})
-                .to_string(),
-        ),
-        ("latest/meta-data/local-ipv4", ADDRESS.to_owned()),
-        ("latest/meta-data/hostname", "test.novalocal".to_owned()),
-    ])
-}
-
-/// The same on a drive, and no service: nobody knows beforehand which of them there is.
-fn openstack_drive(host: &Host) -> Served {
-    files(&[
-        (
-            "openstack/latest/user_data",
-            with_key(host, "/etc/from-openstack"),
-        ),
-        (
-            "openstack/latest/meta_data.json",
-            json!({"uuid": "83679162-1378-4288-a2d4-70e13ec132aa", "hostname": "test.novalocal"})
-                .to_string(),
-        ),
-        (
-            "ec2/latest/meta-data.json",
-            json!({"instance-id": "i-022da7a2", "local-ipv4": ADDRESS}).to_string(),
-        ),
-    ])
-}
-
-/// The platform has the key as well: a config from elsewhere need not have it.
-fn hetzner(host: &Host) -> Served {
-    let data = "hetzner/v1/metadata";
-    files(&[
-        ("hetzner/v1/userdata", with_key(host, "/etc/from-hetzner")),
-        (&format!("{data}/hostname"), "my-server".to_owned()),
-        (&format!("{data}/public-ipv4"), ADDRESS.to_owned()),
-        (
-            &format!("{data}/public-keys"),
-            json!([host.public_key]).to_string(),
-        ),
-    ])
-}
-
-fn nothing(_: &Host) -> Served {
-    Vec::new()
-}
-
-fn cloud_config(_: &Host) -> Served {
-    let text = "#cloud-config\npackages: [nginx]\n";
-    files(&[("hetzner/v1/userdata", text.to_owned())])
+fn with_key(public_key: &str, path: &str) -> String {
+    json!({
+        "ignition": {"version": "3.3.0"},
+        "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [public_key]}]},
+        "storage": {"files": [{"path": path}]},
+    })
+    .to_string()
 }
 
 /// Boots what the wanted cases need, two at a time, and runs them.
 pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) {
-    let wanted: Vec<&Cloud> = (CLOUDS.iter())
+    let wanted: Vec<&Cloud> = (PROVIDERS.iter().copied().flatten())
         .filter(|cloud| suite.wants(cloud.case))
         .collect();
     let mut result = Ok(());
@@ -225,20 +147,12 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
             Ok(started) => {
                 for (cloud, mut cluster) in pair.iter().zip(started) {
                     let progress = suite.progress;
-                    let case = cloud.case;
                     suite
-                        .case(case, &mut cluster, async |cluster| {
+                        .case(cloud.case, &mut cluster, async |cluster| {
                             let [machine] = &mut cluster.machines[..] else {
                                 bail!("not one machine")
                             };
-                            if case == CASES[4] {
-                                let causes = ["it is a cloud-config", "write one with butane"];
-                                return stops_and_stays(machine, &causes).await;
-                            }
-                            machine.wait_for_ssh(progress).await?;
-                            let state = machine.settle(progress).await?;
-                            ensure!(state == "running", "the boot is {state:?}");
-                            look(case, machine).await
+                            judge(cloud, machine, progress).await
                         })
                         .await;
                     cluster.discard();
@@ -252,75 +166,103 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
 async fn start(cloud: &Cloud, host: &Host, common: &Common, dir: &Path) -> Result<Cluster> {
     let mut nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
     for node in &mut nodes {
+        let given = (cloud.given)(&host.public_key)?;
         node.name = cloud.name.into();
-        node.served = (cloud.served)(host);
-        node.drive = (cloud.drive)(host);
+        node.served = given.served;
+        node.azure_host = given.azure_host;
+        node.drive = given.drive;
     }
     let options = Options {
         alone: true,
-        exit_on_reset: cloud.case == CASES[4],
-        // One of them shows by the way that the initrd finds such a disk.
-        sata: cloud.case == CASES[3],
+        exit_on_reset: matches!(cloud.ends, End::Stops(_)),
+        sata: cloud.sata,
         cloud: Some(cloud.smbios),
         ..Options::default()
     };
     Cluster::start(host, &dir.join(cloud.name), nodes, options).await
 }
 
-/// Looks at a machine that is up.
-async fn look(case: &str, machine: &Machine) -> Result<()> {
-    let shown = machine.ssh.run("sudo selvage metadata show").await?;
-    let has = |line: &str| {
-        let found = shown.lines().any(|is| is.trim() == line);
-        ensure!(found, "`selvage metadata show` has no {line:?}: {shown}");
-        Ok(())
+async fn judge(cloud: &Cloud, machine: &mut Machine, progress: &Progress) -> Result<()> {
+    let up = match &cloud.ends {
+        End::Stops(causes) => return stops_and_stays(machine, causes).await,
+        End::Up(up) => up,
     };
-    let source = match case == CASES[5] {
-        true => "source: the disk labelled config-2".to_owned(),
-        false => format!("source: http://{}", serve::METADATA_ADDRESS),
-    };
-    has(&source)?;
-    let file = async |path: &str| {
-        let text = machine.ssh.run(&format!("cat {path}")).await;
-        text.with_context(|| format!("{path} is not there"))
-    };
-    if case == CASES[0] {
-        has("platform: aws (SMBIOS sys_vendor is \"Amazon EC2\")")?;
-        let read = file("/run/reader").await?;
-        let expected = format!("{ADDRESS} 203.0.113.25 3");
-        ensure!(read.trim() == expected, "the unit read {read:?}");
-        let coreos = file("/run/metadata/coreos").await?;
-        for name in ["flatcar", "afterburn", "selvage"] {
-            let same = file(&format!("/run/metadata/{name}")).await?;
-            ensure!(same == coreos, "{name} differs from coreos: {same}");
-        }
-    } else if case == CASES[1] || case == CASES[5] {
-        has("platform: openstack (SMBIOS product_name is \"OpenStack Nova\")")?;
-        has(&format!("COREOS_OPENSTACK_IPV4_LOCAL={ADDRESS}"))?;
-        file("/etc/from-openstack").await?;
-    } else {
-        has("platform: hetzner (SMBIOS sys_vendor is \"Hetzner\")")?;
-        has(&format!("AFTERBURN_HETZNER_PUBLIC_IPV4={ADDRESS}"))?;
-        let (there, absent) = match case == CASES[2] {
-            true => ("/etc/from-hetzner", "/etc/from-credential"),
-            false => ("/etc/from-credential", "/etc/from-hetzner"),
-        };
-        file(there).await?;
-        let name = file("/etc/hostname").await?;
-        ensure!(name.trim() == "my-server", "the host name is {name:?}");
-        let other = machine.ssh.run(&format!("test ! -e {absent}")).await;
-        other.with_context(|| format!("{absent} is there, too"))?;
-    }
+    machine.wait_for_ssh(progress).await?;
+    let state = machine.settle(progress).await?;
+    let failed = "systemctl list-units --failed --plain --no-legend --no-pager";
+    let failed = machine.ssh.run(failed).await?;
+    ensure!(state == "running", "the boot is {state:?}: {failed}");
+    let mut wrong = looked_at(up, machine).await?;
+    wrong.extend(refused(machine)?);
+    wrong.extend(not_reported(up, machine)?);
+    ensure!(
+        wrong.is_empty(),
+        "{}: not as it should be:\n{}",
+        machine.name(),
+        wrong.join("\n")
+    );
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_case_has_a_machine() {
-        let cases: Vec<_> = CLOUDS.iter().map(|cloud| cloud.case).collect();
-        assert_eq!(cases, CASES);
+/// What is not as it should be in the machine.
+async fn looked_at(up: &Up, machine: &Machine) -> Result<Vec<String>> {
+    let shown = machine.ssh.run("sudo selvage metadata show").await?;
+    let has = |line: &&&str| shown.lines().any(|shown| shown.trim() == **line);
+    let missing: Vec<_> = up.shows.iter().filter(|line| !has(line)).collect();
+    let mut wrong = Vec::new();
+    if !missing.is_empty() {
+        wrong.push(format!(
+            "- `selvage metadata show` has no {missing:?}: {shown}"
+        ));
     }
+    for (command, expected) in up.prints {
+        // With what it complains about; that something is not there is an answer, too.
+        let asked = format!("( {command}\n) 2>&1 || true");
+        let seen = machine.ssh.run(&asked).await;
+        let seen = seen.unwrap_or_else(|error| format!("{error:#}"));
+        if seen.trim() != *expected {
+            wrong.push(format!("- {command}: {seen:?} instead of {expected:?}"));
+        }
+    }
+    Ok(wrong)
 }
+
+/// What was asked in the directory of the machine.
+fn asked(machine: &Machine, served: &str) -> Result<Vec<serve::Asked>> {
+    let dir = machine.spec.disk.parent().context("no directory")?;
+    Notes::new(&serve::notes_of(&dir.join(served))).asked()
+}
+
+/// Requests that were not made as the provider demands it.
+fn refused(machine: &Machine) -> Result<Vec<String>> {
+    let mut refused = asked(machine, "served")?;
+    refused.extend(asked(machine, "azure-host")?);
+    refused.retain(|asked| matches!(asked.status, 400 | 401 | 403));
+    let lines = refused.iter().map(|asked| {
+        let serve::Asked { method, target, .. } = asked;
+        format!("- the service refused {method} {target}: {}", asked.status)
+    });
+    Ok(lines.collect())
+}
+
+/// What is missing of the report to Azure's host.
+fn not_reported(up: &Up, machine: &Machine) -> Result<Option<String>> {
+    if up.reports.is_empty() {
+        return Ok(None);
+    }
+    let mut asked = asked(machine, "azure-host")?;
+    let is_report = |asked: &serve::Asked| {
+        asked.method == "POST" && up.reports.iter().all(|part| asked.body.contains(part))
+    };
+    if asked.iter().filter(|asked| is_report(asked)).count() == 1 {
+        return Ok(None);
+    }
+    asked.retain(|asked| asked.status != 404);
+    let reports = up.reports;
+    Ok(Some(format!(
+        "- not one report with {reports:?} to Azure's host, which was asked: {asked:?}"
+    )))
+}
+
+#[cfg(test)]
+mod tests;

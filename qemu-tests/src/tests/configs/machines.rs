@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
-    CASES, Config, EXTENDED, access, look_at, refused,
+    CASES, Config, EXTENDED, access, look_at, refused, secure,
     table::{self, Kind},
     told,
 };
@@ -31,6 +31,7 @@ pub(in crate::tests) async fn run(suite: &mut Suite<'_>, host: &Host, common: &C
         run_disk(suite, host, common, dir).await,
         run_disks(suite, host, common, dir).await,
         run_embedded(suite, host, common, dir).await,
+        secure::run(suite, host, common, dir).await,
         run_refused(suite, host, common, dir).await,
     ] {
         result = result.and(machines);

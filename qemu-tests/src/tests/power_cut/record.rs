@@ -348,8 +348,8 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
         mac: String::new(),
         ignition: recording.ignition.clone(),
         served,
-        drive: Vec::new(),
-        no_cloud: Vec::new(),
+        azure_host: Vec::new(),
+        drive: None,
         network: None,
     })
 }

@@ -163,13 +163,13 @@ async fn prepare_one(
             false => spare_disks.push(image),
         }
     }
+    let azure_host = serve::prepare(&dir.join("azure-host"), &node.azure_host)?;
     let network = node.network.as_ref().map(|text| {
         let path = dir.join("network");
         let written = fs::write(&path, text);
         written.with_context(|| format!("failed to write {}", path.display()))?;
         anyhow::Ok(path)
     });
-    let azure_host = serve::prepare(&dir.join("azure-host"), &node.azure_host)?;
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets

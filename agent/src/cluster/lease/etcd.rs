@@ -23,7 +23,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
@@ -46,12 +45,14 @@ mod broker;
 mod challenge;
 mod config;
 mod grants;
+mod grpc;
 mod held;
 mod history;
 mod listing;
 mod own;
 mod plain;
 mod records;
+mod rpc;
 mod servers;
 mod settings;
 mod watch;
@@ -61,11 +62,13 @@ pub use broker::{Broker, Granted};
 use challenge::OwnChallenges;
 pub use config::{Expected, StoredConfig};
 use grants::Spares;
+use grpc::Grpc;
 use held::{Held, Settled};
 use listing::{Entry, Listing, Reports};
 use own::Own;
 pub use plain::{Condition, Folder, PlainKey, PlainKeys};
 pub use records::{Record, Records};
+use rpc::{Compare, Connect, Must};
 use servers::Servers;
 use settings::Keys;
 use watch::Watcher;
@@ -91,9 +94,9 @@ impl Store {
 
     /// True if no lease was created after this revision.
     fn unchanged_since(&self, revision: i64) -> Compare {
-        let first = self.keys.subnets.as_str();
-        Compare::create_revision(first, CompareOp::Less, revision.saturating_add(1))
-            .with_range(self.keys.subnets_end.as_str())
+        let keys = &self.keys;
+        let until = Must::BeCreatedUntil(revision);
+        Compare::range(keys.subnets.as_str(), keys.subnets_end.as_str(), until)
     }
 }
 
@@ -127,12 +130,22 @@ impl EtcdStore {
         owner: String,
         grace: Duration,
     ) -> Result<Self, SettingsError> {
+        Self::connected_by(Box::new(Grpc), settings, owner, grace)
+    }
+
+    /// Like [`Self::with_grace`], with other connections than those to real servers.
+    fn connected_by(
+        connector: Box<dyn Connect>,
+        settings: Etcd,
+        owner: String,
+        grace: Duration,
+    ) -> Result<Self, SettingsError> {
         let endpoints = settings.check()?;
         let keys = settings.keys();
         let state = Arc::new(State::new(grace));
         Ok(Self {
             store: Arc::new(Store {
-                servers: Servers::new(settings, endpoints),
+                servers: Servers::new(settings, endpoints, connector),
                 keys,
                 reports: Reports::default(),
                 held: Mutex::new(None),

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp};
 use futures_util::future::try_join_all;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -14,6 +13,7 @@ use super::challenge::{self, Answer};
 use super::grants::Grant;
 use super::held::{Claim, Held, claim, delete, lifetime, warn_of_conflict};
 use super::listing::{Entry, Listing, list};
+use super::rpc::{Compare, Must};
 use super::write::Write;
 use crate::base::retry::{Backoff, next_random, random_seed};
 use crate::cluster::lease::allocate::{self, Avoid, Exhausted};
@@ -416,14 +416,14 @@ async fn create(
 /// The comparisons that hold while a subnet that was free in the listing is still free.
 fn free(store: &Store, key: &SubnetKey, listing: &Listing) -> Vec<Compare> {
     let name = store.key(key);
-    // Version 0: the key does not exist.
-    let mut compares = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
+    let mut compares = vec![Compare::key(name.as_str(), Must::BeAbsent)];
     match (key.v4, key.v6) {
         // With a second family, the same IPv4 subnet starts a longer key, `…&…`. The byte after '&' is '\''.
-        (Some(_), None) => compares.push(
-            Compare::version(format!("{name}&"), CompareOp::Equal, 0)
-                .with_range(format!("{name}'")),
-        ),
+        (Some(_), None) => compares.push(Compare::range(
+            format!("{name}&"),
+            format!("{name}'"),
+            Must::BeAbsent,
+        )),
         // With two families, an absent key proves nothing: another node may have taken the same IPv4 subnet with
         // another IPv6 one, or alone. So no lease at all may have been created since the list.
         (Some(_), Some(_)) => compares.push(store.unchanged_since(listing.revision)),

@@ -4,18 +4,14 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
 
-use etcd_client::{GetOptions, GetResponse, KeyValue};
 use tracing::warn;
 
 use super::history::{KeyDigest, ListedKeys};
-use super::servers::{Servers, code};
+use super::rpc::{KeyValue, Range, Ranged, code};
+use super::servers::Servers;
 use super::settings::Keys;
 use crate::base::go_json::shorten;
 use crate::cluster::lease::{Lease, LeaseAttrs, StoreError, SubnetKey};
-
-/// The longest message accepted from a server, in bytes. The client library's default of 4 MiB holds some 12,000
-/// leases, and a watch that catches up may deliver more than that at once.
-pub(super) const LONGEST_MESSAGE: usize = 64 * 1024 * 1024;
 
 /// Keys per page.
 const PAGE: i64 = 5000;
@@ -118,22 +114,23 @@ async fn list_by(
     let mut start = keys.subnets.clone().into_bytes();
     let mut revision = 0;
     loop {
-        let options = GetOptions::new()
-            .with_range(keys.subnets_end.as_str())
-            .with_limit(page)
-            .with_revision(revision);
-        let mut response = get(servers, &start, options).await?;
+        let range = Range {
+            limit: page,
+            revision,
+            ..Range::between(start, keys.subnets_end.as_str())
+        };
+        let Ranged {
+            header, kvs, more, ..
+        } = get(servers, range).await?;
         if revision == 0 {
-            let header = response.header();
-            revision = header.map_or(0, |header| header.revision());
-            listed.cluster = header.map_or(0, |header| header.cluster_id());
+            revision = header.map_or(0, |header| header.revision);
+            listed.cluster = header.map_or(0, |header| header.cluster);
             listed.revision = revision;
         }
-        let (more, kvs) = (response.more(), response.take_kvs());
-        if let Some(last) = kvs.last() {
-            start = last.key().to_vec();
-            start.push(0);
-        }
+        start = match kvs.last() {
+            Some(last) => [&last.key[..], b"\0"].concat(),
+            None => Vec::new(),
+        };
         let done = kvs.is_empty() || !more;
         entries.extend(kvs.iter().filter_map(|kv| reports.entry(keys, kv)));
         listed.digests.extend(kvs.iter().map(KeyDigest::new));
@@ -148,27 +145,13 @@ async fn list_by(
 }
 
 /// One read of the store.
-pub(super) async fn get(
-    servers: &Servers,
-    key: &[u8],
-    options: GetOptions,
-) -> Result<GetResponse, StoreError> {
+pub(super) async fn get(servers: &Servers, range: Range) -> Result<Ranged, StoreError> {
     let asked = servers.history.mark();
-    let response = servers
-        .call(|client| {
-            let (key, options) = (key.to_vec(), options.clone());
-            async move {
-                let client = client.kv_client();
-                let mut client = client.max_decoding_message_size(LONGEST_MESSAGE);
-                client.get(key, Some(options)).await
-            }
-        })
-        .await?;
-    let header = response.header();
+    let ranged = servers.call(|client| client.range(range.clone())).await?;
     // Reads are linearizable: a reply is never older than what any member has returned before.
-    let revision = header.map(|header| header.revision());
-    servers.history.check_reply(header, asked, revision);
-    Ok(response)
+    let revision = ranged.header.map(|header| header.revision);
+    servers.history.check_reply(ranged.header, asked, revision);
+    Ok(ranged)
 }
 
 /// Which unreadable keys were reported, so that each is reported once, and again only when its content changes.
@@ -186,10 +169,10 @@ impl Reports {
     /// or whose value cannot.
     pub(super) fn entry(&self, keys: &Keys, kv: &KeyValue) -> Option<Entry> {
         let key = keys
-            .subnet(kv.key())?
+            .subnet(&kv.key)?
             .inspect_err(|error| self.report(kv, error))
             .ok()?;
-        let attrs = match LeaseAttrs::parse(kv.value()) {
+        let attrs = match LeaseAttrs::parse(&kv.value) {
             Ok(attrs) => Some(attrs),
             Err(error) => {
                 self.report(kv, &error);
@@ -199,16 +182,16 @@ impl Reports {
         Some(Entry {
             key,
             attrs,
-            created: kv.create_revision(),
-            modified: kv.mod_revision(),
-            etcd_lease: Some(kv.lease()).filter(|id| *id != 0),
+            created: kv.created,
+            modified: kv.modified,
+            etcd_lease: Some(kv.lease).filter(|id| *id != 0),
         })
     }
 
     fn report(&self, kv: &KeyValue, error: &dyn std::error::Error) {
-        if let Some(unreadable) = self.first_time(kv.key(), kv.value()) {
-            let key = shorten(&String::from_utf8_lossy(kv.key()));
-            let revision = kv.mod_revision();
+        if let Some(unreadable) = self.first_time(&kv.key, &kv.value) {
+            let key = shorten(&String::from_utf8_lossy(&kv.key));
+            let revision = kv.modified;
             warn!(
                 key,
                 revision, unreadable, "ignoring an unreadable lease: {error}"

@@ -10,10 +10,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{
-    Error, Event, EventType, GetOptions, KeyValue, WatchFilterType, WatchOptions, WatchResponse,
-    WatchStream,
-};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -22,8 +18,9 @@ use tracing::{debug, info, warn};
 use super::Store;
 use super::challenge;
 use super::config::{self, StoredConfig};
-use super::listing::{LONGEST_MESSAGE, Listing, get, is_compaction, list};
-use super::servers::{Connection, code};
+use super::listing::{Listing, get, is_compaction, list};
+use super::rpc::{Event, Failure, KeyValue, Message, Range, Watch, Watching, after, code};
+use super::servers::Connection;
 use crate::base::retry::{Backoff, random_seed};
 use crate::cluster::lease::store::reporter::{Closed, Reporter};
 use crate::cluster::lease::store::spread::{LIST, spread};
@@ -153,7 +150,7 @@ impl Watcher {
         let mut created = 1;
         loop {
             let message = tokio::select! {
-                message = next_message(&mut stream) => message,
+                message = next_message(stream.as_mut()) => message,
                 () = self.reporter.hold_down_ends() => {
                     self.reporter.gone().await?;
                     continue;
@@ -164,20 +161,20 @@ impl Watcher {
             let response = match message {
                 Ok(Some(response)) => response,
                 Ok(None) => return Err(self.broken(&connection, None)),
-                Err(error) => return Err(self.broken(&connection, error.as_ref())),
+                Err(failure) => return Err(self.broken(&connection, failure)),
             };
-            created += u32::from(response.created());
-            if response.canceled() && response.created() && created == THIRD {
+            created += u32::from(response.created);
+            if response.canceled && response.created && created == THIRD {
                 self.not_asked(&response);
                 continue;
             }
-            if response.canceled() {
+            if response.canceled {
                 return Err(self.canceled(&connection, &response));
             }
-            let of_leases = response.watch_id() == leases;
-            let first = response.events().first().and_then(|event| event.kv());
-            let first = first.filter(|_| of_leases).map(|kv| kv.mod_revision());
-            if !store.servers.history.fits(response.header(), first) {
+            let of_leases = response.watch == leases;
+            let first = response.events.first().filter(|_| of_leases);
+            let first = first.map(|event| event.kv.modified);
+            if !store.servers.history.fits(response.header, first) {
                 return Err(Stop::Outdated);
             }
             self.received(&response, leases).await?;
@@ -240,12 +237,14 @@ impl Watcher {
         let (None, Some((revision, known))) = (&found, known) else {
             return Ok(found);
         };
-        let options = GetOptions::new()
-            .with_range(self.store.keys.subnets_end.as_str())
-            .with_revision(revision)
-            .with_count_only();
-        let had = match get(servers, self.store.keys.subnets.as_bytes(), options).await {
-            Ok(response) => usize::try_from(response.count()).ok(),
+        let keys = &self.store.keys;
+        let range = Range {
+            revision,
+            count_only: true,
+            ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
+        };
+        let had = match get(servers, range).await {
+            Ok(found) => usize::try_from(found.count).ok(),
             // Most likely compacted: then it cannot be checked.
             Err(StoreError::Refused { .. }) => None,
             Err(error) => return Err(error),
@@ -259,64 +258,77 @@ impl Watcher {
     /// and one of the challenges to this node. Also returns the ID of the first.
     ///
     /// A single watch from config to leases would do, but a user may have rights to these keys only.
-    async fn open(&self, connection: &Connection, from: From) -> Result<(WatchStream, i64), Stop> {
-        let keys = &self.store.keys;
-        let options = WatchOptions::new()
-            .with_range(keys.subnets_end.as_str())
-            .with_start_revision(from.leases)
-            .with_progress_notify();
-        let of_config = WatchOptions::new().with_start_revision(from.config);
+    async fn open(
+        &self,
+        connection: &Connection,
+        from: From,
+    ) -> Result<(Box<dyn Watching>, i64), Stop> {
         let opened = timeout(DEADLINE, async {
-            // etcd refuses a watch with an expired token inside the stream, where the client library does not notice
-            // it.
-            if self.store.servers.has_user() {
-                connection.client.refresh_token().await?;
-            }
-            let client = connection.client.watch_client();
-            let mut stream = client
-                .max_decoding_message_size(LONGEST_MESSAGE)
-                .watch(keys.subnets.as_str(), Some(options))
-                .await?;
+            let leases = self.lease_watch(from.leases);
+            let mut stream = connection.client.watch(leases).await?;
             let first = stream.message().await?;
-            stream.watch(keys.config.as_str(), Some(of_config)).await?;
-            if let Some(questions) = &self.questions {
-                // Earlier challenges are read once the watch is confirmed.
-                let options = WatchOptions::new()
-                    .with_prefix()
-                    .with_watch_id(QUESTIONS)
-                    .with_start_revision(from.config)
-                    .with_filters([WatchFilterType::NoDelete]);
-                stream.watch(questions.as_str(), Some(options)).await?;
+            for watch in self.other_watches(from.config) {
+                stream.add(watch).await?;
             }
-            Ok::<_, Error>((stream, first))
+            Ok::<_, Failure>((stream, first))
         });
-        let failed = |error| Stop::Failed(self.store.servers.broken(connection, error));
+        let failed = |failure| Stop::Failed(self.store.servers.broken(connection, failure));
         match opened.await {
-            Ok(Ok((_, Some(first)))) if first.canceled() => {
+            Ok(Ok((_, Some(first)))) if first.canceled => {
                 Err(match self.canceled(connection, &first) {
-                    Stop::Broken => {
-                        failed(Some(&Error::WatchError(first.cancel_reason().to_owned())))
-                    }
+                    Stop::Broken => failed(Some(refused(&first))),
                     stop => stop,
                 })
             }
-            Ok(Ok((stream, Some(created)))) => Ok((stream, created.watch_id())),
+            Ok(Ok((stream, Some(created)))) => Ok((stream, created.watch)),
             Ok(Ok((_, None))) | Err(_) => Err(failed(None)),
-            Ok(Err(error)) => Err(failed(Some(&error))),
+            Ok(Err(failure)) => Err(failed(Some(failure))),
         }
     }
 
-    fn canceled(&self, connection: &Connection, response: &WatchResponse) -> Stop {
-        let reason = response.cancel_reason();
-        let compacted = response.compact_revision();
-        if compacted > 0 || is_compaction(reason) {
+    fn lease_watch(&self, from: i64) -> Watch {
+        let keys = &self.store.keys;
+        Watch {
+            id: 0,
+            key: keys.subnets.as_str().into(),
+            end: keys.subnets_end.as_str().into(),
+            from,
+            progress: true,
+            deletions: true,
+        }
+    }
+
+    /// The watches of the config and of the challenges to this node.
+    fn other_watches(&self, from: i64) -> impl Iterator<Item = Watch> {
+        let of_config = Watch {
+            id: 0,
+            key: self.store.keys.config.as_str().into(),
+            end: Vec::new(),
+            from,
+            progress: false,
+            deletions: true,
+        };
+        // Earlier challenges are read once the watch is confirmed.
+        let of_questions = self.questions.as_deref().map(|questions| Watch {
+            id: QUESTIONS,
+            key: questions.into(),
+            end: after(questions).into(),
+            deletions: false,
+            ..of_config.clone()
+        });
+        std::iter::once(of_config).chain(of_questions)
+    }
+
+    fn canceled(&self, connection: &Connection, response: &Message) -> Stop {
+        let compacted = response.compacted;
+        if compacted > 0 || is_compaction(&response.reason) {
             info!(
                 compacted,
                 "etcd compacted revisions that this node has not seen; listing all leases again"
             );
             return Stop::Outdated;
         }
-        self.broken(connection, Some(&Error::WatchError(reason.to_owned())))
+        self.broken(connection, Some(refused(response)))
     }
 
     /// Answers challenges that were sent while there was no watch: the asking node waits for seconds.
@@ -343,51 +355,47 @@ impl Watcher {
     }
 
     /// Reports once that other nodes cannot ask whether this node is alive.
-    fn not_asked(&mut self, response: &WatchResponse) {
+    fn not_asked(&mut self, response: &Message) {
         let Some(questions) = self.questions.take() else {
             return;
         };
         warn!(
             "etcd refused to watch {questions}: {}. A clone of this node that starts could take over its lease; give the etcd role readwrite there",
-            response.cancel_reason()
+            response.reason
         );
     }
 
-    fn broken(&self, connection: &Connection, error: Option<&Error>) -> Stop {
-        if let Some(Error::GRpcStatus(status)) = error
-            && i32::from(status.code()) == code::OUT_OF_RANGE
-        {
+    fn broken(&self, connection: &Connection, failure: Option<Failure>) -> Stop {
+        if failure.as_ref().and_then(|failure| failure.code) == Some(code::OUT_OF_RANGE) {
             // More changes at once than fit into a message. A list comes in pages.
             return Stop::Outdated;
         }
-        let error = self.store.servers.broken(connection, error);
+        let error = self.store.servers.broken(connection, failure);
         debug!("the watch of the leases ended: {error}");
         Stop::Broken
     }
 
     /// Turns one message of the stream into events. `leases`: the ID of the lease watch.
-    async fn received(&mut self, response: &WatchResponse, leases: i64) -> Result<(), Stop> {
+    async fn received(&mut self, response: &Message, leases: i64) -> Result<(), Stop> {
         let store = Arc::clone(&self.store);
-        if response.watch_id() == QUESTIONS {
-            for question in response.events().iter().filter_map(Event::kv) {
-                self.answer(question.clone());
+        if response.watch == QUESTIONS {
+            for question in &response.events {
+                self.answer(question.kv.clone());
             }
             return Ok(());
         }
         // The reply to a progress request belongs to no watch and may overtake events (etcd-io/etcd#15220), so its
         // revision proves nothing; what the server sends unasked stays in order.
-        if response.watch_id() != leases {
-            return match response.events().last() {
+        if response.watch != leases {
+            return match response.events.last() {
                 Some(event) => self.config_changed(event).await,
                 None => Ok(()),
             };
         }
-        let changes = self.lease_changes(response.events());
-        let events = response.events().iter();
-        let last = events.filter_map(|event| event.kv()).next_back();
+        let changes = self.lease_changes(&response.events);
         let seen = seen_revision(
-            response.header().map(|header| header.revision()),
-            last.map(|kv| kv.mod_revision()),
+            response.header.map(|header| header.revision),
+            response.events.last().map(|event| event.kv.modified),
         );
         if let Some(seen) = seen {
             store.servers.history.reach(seen);
@@ -399,24 +407,17 @@ impl Watcher {
     fn lease_changes(&self, events: &[Event]) -> BTreeMap<SubnetKey, Option<Lease>> {
         let store = &self.store;
         let mut changes = BTreeMap::new();
-        for event in events {
-            let Some(kv) = event.kv() else {
-                continue;
-            };
-            let gone = event.event_type() == EventType::Delete;
-            store.servers.history.follow(kv, gone);
-            let key = match event.event_type() {
+        for Event { kv, gone } in events {
+            store.servers.history.follow(kv, *gone);
+            let key = match gone {
                 // The deletion of an unreadable key needs no report.
-                EventType::Delete => {
-                    store
-                        .keys
-                        .subnet(kv.key())
-                        .and_then(Result::ok)
-                        .inspect(|key| {
-                            changes.insert(*key, None);
-                        })
+                true => {
+                    let key = store.keys.subnet(&kv.key).and_then(Result::ok);
+                    key.inspect(|key| {
+                        changes.insert(*key, None);
+                    })
                 }
-                EventType::Put => store.reports.entry(&store.keys, kv).map(|entry| {
+                false => store.reports.entry(&store.keys, kv).map(|entry| {
                     // An unreadable value changes nothing: the previous one stays in use.
                     let key = entry.key;
                     if let Some(lease) = entry.into_lease() {
@@ -426,15 +427,14 @@ impl Watcher {
                 }),
             };
             if key.is_some() && key == self.own {
-                self.check_own(Some(kv.mod_revision()));
+                self.check_own(Some(kv.modified));
             }
         }
         changes
     }
 
     async fn config_changed(&self, event: &Event) -> Result<(), Stop> {
-        let kv = event.kv().filter(|_| event.event_type() == EventType::Put);
-        let found = kv.map(StoredConfig::new);
+        let found = (!event.gone).then(|| StoredConfig::new(&event.kv));
         match config::changed_event(&self.store, found.as_ref()) {
             Some(event) => Ok(self.reporter.send(event).await?),
             None => Ok(()),
@@ -465,8 +465,13 @@ fn seen_revision(header: Option<i64>, last: Option<i64>) -> Option<i64> {
     last.or(header)
 }
 
+/// What ended a watch that the server refused to go on with.
+fn refused(message: &Message) -> Failure {
+    Failure::text(format!("watch error: {}", message.reason))
+}
+
 /// The next message. `Err(None)`: the server fell silent.
-async fn next_message(stream: &mut WatchStream) -> Result<Option<WatchResponse>, Option<Error>> {
+async fn next_message(stream: &mut dyn Watching) -> Result<Option<Message>, Option<Failure>> {
     if let Ok(message) = timeout(SILENCE, stream.message()).await {
         return message.map_err(Some);
     }

@@ -55,6 +55,8 @@ mod records;
 mod rpc;
 mod servers;
 mod settings;
+#[cfg(test)]
+mod simulation_tests;
 mod watch;
 mod write;
 

@@ -21,6 +21,7 @@
 //! the lock. Needs etcd 3.4 or newer.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -52,6 +53,7 @@ mod listing;
 mod own;
 mod plain;
 mod records;
+mod retake;
 mod rpc;
 mod servers;
 mod settings;
@@ -66,7 +68,7 @@ pub use config::{Expected, StoredConfig};
 use grants::Spares;
 use grpc::Grpc;
 use held::{Held, Settled};
-use listing::{Entry, Listing, Reports};
+use listing::{Entry, Listing, Reports, Unfinished};
 use own::Own;
 pub use plain::{Condition, Folder, PlainKey, PlainKeys};
 pub use records::{Record, Records};
@@ -81,6 +83,9 @@ struct Store {
     servers: Servers,
     keys: Keys,
     reports: Reports,
+    unfinished: std::sync::Mutex<Option<Unfinished>>,
+    /// Whether the last list failed for want of an answer.
+    crowded: AtomicBool,
     held: Mutex<Option<Held>>,
     spares: Spares,
     asked: OwnChallenges,
@@ -150,6 +155,8 @@ impl EtcdStore {
                 servers: Servers::new(settings, endpoints, connector),
                 keys,
                 reports: Reports::default(),
+                unfinished: std::sync::Mutex::default(),
+                crowded: AtomicBool::new(false),
                 held: Mutex::new(None),
                 spares: Spares::default(),
                 asked: OwnChallenges::default(),
@@ -185,7 +192,7 @@ impl EtcdStore {
     /// All readable leases.
     pub async fn list(&mut self) -> Result<Vec<Lease>, StoreError> {
         let store = &self.store;
-        let listing = listing::list(&store.servers, &store.keys, &store.reports).await?;
+        let listing = listing::list(store).await?;
         Ok(listing
             .entries
             .into_iter()
@@ -225,7 +232,7 @@ async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError
         return Ok(());
     }
     match held.settle(&store).await? {
-        Settled::Kept { .. } => Ok(()),
+        Settled::Kept { .. } | Settled::Retaken => Ok(()),
         Settled::Lost { reason } => Err(StoreError::NoLease { reason }),
     }
 }

@@ -195,20 +195,19 @@ async fn with_retries(
     let mut answers = Answers::new();
     store.spares.settle(&store.servers).await?;
     let mut grant = store.spares.grant();
+    // Known from the last attempt, if it is enough to look at what was written since.
+    let mut known = None;
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             sleep(backoff.next_delay()).await;
         }
-        let listing = list(&store.servers, &store.keys, &store.reports).await?;
+        let mut listing = listed(store, known.take()).await?;
         let owners = node.to_challenge(config, &listing.entries, &answers);
-        let listing = match owners.is_empty() {
-            true => listing,
-            false => {
-                node.ask(store, owners, &mut answers).await?;
-                // An answer takes seconds, and other nodes did not wait: list again.
-                list(&store.servers, &store.keys, &store.reports).await?
-            }
-        };
+        if !owners.is_empty() {
+            node.ask(store, owners, &mut answers).await?;
+            // An answer takes seconds, and other nodes did not wait. A lease may be gone, too.
+            listing = list(store).await?;
+        }
         let random = next_random(&mut seed);
         let decision = decide(config, node, &answers, &listing.entries, attempt, random);
         if attempt == 0 {
@@ -216,6 +215,7 @@ async fn with_retries(
                 warn_of_conflict(entry, node.claim(entry, &answers), &answers);
             }
         }
+        let mut is_race = false;
         let written = match decision.subnet {
             _ if !decision.discard.is_empty() => {
                 discard(store, node, decision.discard).await?;
@@ -223,7 +223,11 @@ async fn with_retries(
             }
             Subnet::NoneLeft(exhausted) => return Err(StoreError::OutOfSubnets(exhausted)),
             Subnet::Keep(entry) => keep(store, node.attrs, entry, &mut grant).await?,
-            Subnet::Create(key) => create(store, node.attrs, key, &listing, &mut grant).await?,
+            Subnet::Create(key) => {
+                let created = create(store, node.attrs, key, &listing, &mut grant).await?;
+                is_race = created.is_none();
+                created
+            }
         };
         if let Some((held, created, aged)) = written {
             return Ok(Acquired {
@@ -233,8 +237,21 @@ async fn with_retries(
                 aged,
             });
         }
+        known = Some(listing).filter(|_| is_race);
     }
     Err(StoreError::LostRaces { attempts: ATTEMPTS })
+}
+
+/// All leases. After a lost race for a free subnet, with those written since a known list: thousands of nodes that start
+/// together must not read everything at each attempt.
+async fn listed(store: &Store, known: Option<Listing>) -> Result<Listing, StoreError> {
+    match known {
+        None => list(store).await,
+        Some(mut listing) => {
+            listing.refresh(store).await?;
+            Ok(listing)
+        }
+    }
 }
 
 /// Deletes own leases that this node may not keep, and logs why.
@@ -426,10 +443,10 @@ fn free(store: &Store, key: &SubnetKey, listing: &Listing) -> Vec<Compare> {
         )),
         // With two families, an absent key proves nothing: another node may have taken the same IPv4 subnet with
         // another IPv6 one, or alone. So no lease at all may have been created since the list.
-        (Some(_), Some(_)) => compares.push(store.unchanged_since(listing.revision)),
+        (Some(_), Some(_)) => compares.push(store.unchanged_since(listing.refreshed)),
         // Among IPv6-only keys the name is unique. Any other key may belong to a node that still has both families.
         (None, _) if listing.entries.iter().any(|entry| entry.key.v4.is_some()) => {
-            compares.push(store.unchanged_since(listing.revision));
+            compares.push(store.unchanged_since(listing.refreshed));
         }
         (None, _) => {}
     }

@@ -125,7 +125,7 @@ impl Broker {
         const ATTEMPTS: u32 = 3;
         for _ in 0..ATTEMPTS {
             match held.settle(&self.store).await? {
-                Settled::Kept { .. } => {}
+                Settled::Kept { .. } | Settled::Retaken => {}
                 Settled::Lost { reason } => return Err(StoreError::NoLease { reason }),
             }
             let Some(lease) = held.etcd_lease else {
@@ -175,7 +175,7 @@ impl Broker {
     /// The reservations: leases without a TTL.
     pub async fn reservations(&self) -> Result<Vec<Lease>, StoreError> {
         let store = &self.store;
-        let listing = listing::list(&store.servers, &store.keys, &store.reports).await?;
+        let listing = listing::list(store).await?;
         let entries = listing.entries.into_iter();
         Ok(entries
             .filter(|entry| entry.etcd_lease.is_none())

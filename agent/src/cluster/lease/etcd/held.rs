@@ -80,7 +80,9 @@ pub(super) enum Settled {
         /// Whether the key had to be rewritten.
         rewritten: bool,
     },
-    /// The key is gone or belongs to another node.
+    /// The key was gone, and is written again.
+    Retaken,
+    /// The key is gone, and cannot be written again just like that, or belongs to another node.
     Lost {
         /// A sentence for the log.
         reason: String,
@@ -112,15 +114,19 @@ impl Held {
         }
     }
 
-    /// Reads the key and, if it is still ours, corrects it. An unreadable value has no owner, so it is replaced.
+    /// Reads the key and, if it is still ours, corrects it. An unreadable value has no owner, so it is replaced. A key that
+    /// is gone is written again if nothing has taken its place.
     ///
     /// The etcd lease, or the lack of one, is adopted as found, so that a key that an administrator turned into a
     /// reservation stays one.
     pub(super) async fn settle(&mut self, store: &Store) -> Result<Settled, StoreError> {
         for _ in 0..ATTEMPTS {
             let Some(found) = find(store, &self.key).await? else {
-                return Ok(Settled::Lost {
-                    reason: "its key was deleted or has expired".to_owned(),
+                return Ok(match self.retake(store).await? {
+                    true => Settled::Retaken,
+                    false => Settled::Lost {
+                        reason: "its key was deleted or has expired".to_owned(),
+                    },
                 });
             };
             if let Some(taken) = found.attrs.as_ref().filter(|attrs| !self.is_ours(attrs)) {
@@ -180,11 +186,16 @@ impl Held {
         let Some(revision) = write.commit(&store.servers).await? else {
             return Ok(false);
         };
+        self.written(revision, etcd_lease);
+        Ok(true)
+    }
+
+    /// The wanted attributes were written at this revision.
+    pub(super) fn written(&mut self, revision: i64, etcd_lease: Option<EtcdLease>) {
         self.modified = revision;
         self.published = self.wanted.clone();
         self.unconfirmed.clear();
         self.etcd_lease = etcd_lease;
-        Ok(true)
     }
 
     /// Deletes the key and its etcd lease, if the key is still ours and not a reservation. Retries after lost replies.
@@ -227,7 +238,7 @@ impl Held {
     }
 
     /// This node no longer needs the etcd lease.
-    fn spare(&self, store: &Store) {
+    pub(super) fn spare(&self, store: &Store) {
         if let Some(lease) = self.etcd_lease {
             store.spares.add(lease.id);
         }

@@ -53,6 +53,13 @@ pub(super) struct Mark {
     lists: u64,
 }
 
+impl Mark {
+    /// The last revision seen; `None` before the first list.
+    pub(super) fn seen(self) -> Option<i64> {
+        (self.cluster != 0).then_some(self.revision)
+    }
+}
+
 /// What the watch is based on: the cluster, the last revision seen, and the lease keys as of that revision.
 #[derive(Debug, Default)]
 pub(super) struct History {

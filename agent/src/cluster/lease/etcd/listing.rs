@@ -1,16 +1,22 @@
 //! Listing all leases page by page, and reporting keys that cannot be parsed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use super::Store;
 use super::history::{KeyDigest, ListedKeys};
 use super::rpc::{KeyValue, Range, Ranged, code};
 use super::servers::Servers;
 use super::settings::Keys;
 use crate::base::go_json::shorten;
+use crate::base::retry::random_seed;
+use crate::cluster::lease::store::spread::before_list;
 use crate::cluster::lease::{Lease, LeaseAttrs, StoreError, SubnetKey};
 
 /// Keys per page.
@@ -20,6 +26,8 @@ const PAGE: i64 = 5000;
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) revision: i64,
+    /// The revision up to which [`Self::refresh`] has added leases.
+    pub(super) refreshed: i64,
     pub(super) entries: Vec<Entry>,
     /// All keys, including those that name no subnet.
     pub(super) listed: ListedKeys,
@@ -53,6 +61,29 @@ pub(super) fn to_unsigned(revision: i64) -> u64 {
 }
 
 impl Listing {
+    /// Adds the leases that were written since, without listing all again. Those that are gone stay, so some that are
+    /// free may count as taken. A watch from [`Self::revision`] on reports everything once more.
+    pub(super) async fn refresh(&mut self, store: &Store) -> Result<(), StoreError> {
+        let Store { keys, reports, .. } = store;
+        let range = Range {
+            min_modified: self.refreshed.saturating_add(1),
+            ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
+        };
+        let found = get(&store.servers, range).await?;
+        let written = found.kvs.iter().filter_map(|kv| reports.entry(keys, kv));
+        let mut written: BTreeMap<_, _> = written.map(|entry| (entry.key, entry)).collect();
+        for entry in &mut self.entries {
+            if let Some(newer) = written.remove(&entry.key) {
+                *entry = newer;
+            }
+        }
+        self.entries.extend(written.into_values());
+        self.refreshed = found
+            .header
+            .map_or(self.refreshed, |header| header.revision);
+        Ok(())
+    }
+
     /// The readable leases, and the keys of the others.
     pub(super) fn into_leases(self) -> (Vec<Lease>, Vec<SubnetKey>) {
         let (mut leases, mut unreadable) = (Vec::with_capacity(self.entries.len()), Vec::new());
@@ -67,18 +98,39 @@ impl Listing {
     }
 }
 
-/// Lists all leases as of one revision.
-///
+/// Lists all leases as of one revision. After a list that nobody answered in time it waits like a node of a cluster that
+/// lists again: servers that have more to send than they can must not be asked again at once.
+pub(super) async fn list(store: &Store) -> Result<Listing, StoreError> {
+    if store.crowded.load(Ordering::Relaxed) {
+        let nodes = match store.state.hold_down().population() {
+            0 => count(store).await?,
+            nodes => nodes,
+        };
+        sleep(before_list(nodes, &mut random_seed())).await;
+    }
+    let listed = list_in_pages(store).await;
+    let crowded = matches!(listed, Err(StoreError::Unreachable { .. }));
+    store.crowded.store(crowded, Ordering::Relaxed);
+    listed
+}
+
+/// The number of lease keys.
+async fn count(store: &Store) -> Result<usize, StoreError> {
+    let keys = &store.keys;
+    let range = Range {
+        count_only: true,
+        ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
+    };
+    let found = get(&store.servers, range).await?;
+    Ok(usize::try_from(found.count).unwrap_or(0))
+}
+
 /// Pages shrink when a message is too long; a compaction between two pages starts the list over.
-pub(super) async fn list(
-    servers: &Servers,
-    keys: &Keys,
-    reports: &Reports,
-) -> Result<Listing, StoreError> {
+async fn list_in_pages(store: &Store) -> Result<Listing, StoreError> {
     const ATTEMPTS: u32 = 16;
     let mut page = PAGE;
     for _ in 1..ATTEMPTS {
-        match list_by(servers, keys, reports, page).await {
+        match list_by(store, page).await {
             Err(StoreError::Refused {
                 code: code::OUT_OF_RANGE,
                 reason,
@@ -91,7 +143,7 @@ pub(super) async fn list(
             result => return result,
         }
     }
-    list_by(servers, keys, reports, page).await
+    list_by(store, page).await
 }
 
 /// Whether an out-of-range error is about a compacted revision (etcd: `mvcc: required revision has been compacted`),
@@ -100,46 +152,104 @@ pub(super) fn is_compaction(reason: &str) -> bool {
     reason.contains("compacted")
 }
 
-async fn list_by(
-    servers: &Servers,
-    keys: &Keys,
-    reports: &Reports,
-    page: i64,
-) -> Result<Listing, StoreError> {
-    let mut entries = Vec::new();
-    let mut listed = ListedKeys {
-        asked: servers.history.mark(),
-        ..ListedKeys::default()
-    };
-    let mut start = keys.subnets.clone().into_bytes();
-    let mut revision = 0;
+/// A list of which some pages are missing, for the next attempt: servers that are slow because thousands of nodes list
+/// at once must not send all pages again for one that came too late.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    listing: Listing,
+    /// Where the next page starts.
+    start: Vec<u8>,
+    begun: Instant,
+}
+
+impl Unfinished {
+    fn begin(store: &Store) -> Self {
+        let listed = ListedKeys {
+            asked: store.servers.history.mark(),
+            ..ListedKeys::default()
+        };
+        Self {
+            listing: Listing {
+                revision: 0,
+                refreshed: 0,
+                entries: Vec::new(),
+                listed,
+            },
+            start: store.keys.subnets.clone().into_bytes(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// One that was begun earlier, if what it was begun for is the same still.
+    fn resume(store: &Store) -> Option<Self> {
+        /// Longer than any pause before a list. If etcd compacts the revision meanwhile, the list starts over.
+        const LONGEST: Duration = Duration::from_secs(1200);
+        let kept = store
+            .unfinished
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        kept.filter(|kept| kept.begun.elapsed() < LONGEST)
+            .filter(|kept| kept.listing.listed.asked == store.servers.history.mark())
+    }
+
+    fn keep(self, store: &Store) {
+        if self.listing.revision != 0 {
+            *store
+                .unfinished
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(self);
+        }
+    }
+
+    /// Adds a page. Returns whether it was the last; `None` if it comes from another cluster than the others.
+    fn add(&mut self, store: &Store, page: &Ranged) -> Option<bool> {
+        let Self { listing, start, .. } = self;
+        let (cluster, revision) = page.header.map_or((0, 0), |it| (it.cluster, it.revision));
+        if listing.revision == 0 {
+            let count = usize::try_from(page.count).unwrap_or(0);
+            store.state.hold_down().counted(count);
+            listing.revision = revision;
+            listing.refreshed = revision;
+            (listing.listed.cluster, listing.listed.revision) = (cluster, revision);
+        } else if listing.listed.cluster != cluster {
+            return None;
+        }
+        let kvs = page.kvs.iter();
+        let entries = kvs
+            .clone()
+            .filter_map(|kv| store.reports.entry(&store.keys, kv));
+        listing.entries.extend(entries);
+        listing.listed.digests.extend(kvs.map(KeyDigest::new));
+        if let Some(last) = page.kvs.last().filter(|_| page.more) {
+            *start = [&last.key[..], b"\0"].concat();
+            return Some(false);
+        }
+        Some(true)
+    }
+}
+
+async fn list_by(store: &Store, page: i64) -> Result<Listing, StoreError> {
+    let mut unfinished = Unfinished::resume(store).unwrap_or_else(|| Unfinished::begin(store));
     loop {
         let range = Range {
             limit: page,
-            revision,
-            ..Range::between(start, keys.subnets_end.as_str())
+            revision: unfinished.listing.revision,
+            ..Range::between(unfinished.start.clone(), store.keys.subnets_end.as_str())
         };
-        let Ranged {
-            header, kvs, more, ..
-        } = get(servers, range).await?;
-        if revision == 0 {
-            revision = header.map_or(0, |header| header.revision);
-            listed.cluster = header.map_or(0, |header| header.cluster);
-            listed.revision = revision;
-        }
-        start = match kvs.last() {
-            Some(last) => [&last.key[..], b"\0"].concat(),
-            None => Vec::new(),
+        let found = match get(&store.servers, range).await {
+            Ok(found) => found,
+            Err(error) => {
+                if matches!(error, StoreError::Unreachable { .. }) {
+                    unfinished.keep(store);
+                }
+                return Err(error);
+            }
         };
-        let done = kvs.is_empty() || !more;
-        entries.extend(kvs.iter().filter_map(|kv| reports.entry(keys, kv)));
-        listed.digests.extend(kvs.iter().map(KeyDigest::new));
-        if done {
-            return Ok(Listing {
-                revision,
-                entries,
-                listed,
-            });
+        match unfinished.add(store, &found) {
+            Some(true) => return Ok(unfinished.listing),
+            Some(false) => {}
+            None => unfinished = Unfinished::begin(store),
         }
     }
 }

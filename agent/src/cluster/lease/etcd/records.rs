@@ -59,7 +59,7 @@ impl EtcdStore {
     /// Reads all lease keys.
     pub async fn records(&mut self) -> Result<Records, StoreError> {
         let store = &self.store;
-        let listing = list(&store.servers, &store.keys, &store.reports).await?;
+        let listing = list(store).await?;
         Ok(Records {
             records: listing.entries.into_iter().map(Record::from).collect(),
             revision: listing.revision,

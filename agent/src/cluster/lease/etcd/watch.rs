@@ -2,9 +2,10 @@
 //! watch ends.
 //!
 //! Neither a broken stream nor a change of server loses an event: whenever a watch starts, everything is listed and
-//! reported as a snapshot. Resuming at the revision after the last one seen would be cheaper but wrong: [another
-//! history](super::history) may have that revision as well. The config is read whenever a watch starts, and watched
-//! from there.
+//! reported as a snapshot. Only to resume at the revision after the last one seen would be cheaper but wrong: [another
+//! history](super::history) may have that revision as well. In a large cluster, where all nodes cannot list at once, a
+//! broken watch is resumed there first, and everything is listed later. The config is read whenever a watch starts, and
+//! watched from there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::Store;
@@ -21,15 +22,22 @@ use super::config::{self, StoredConfig};
 use super::listing::{Listing, get, is_compaction, list};
 use super::rpc::{Event, Failure, KeyValue, Message, Range, Watch, Watching, after, code};
 use super::servers::Connection;
-use crate::base::retry::{Backoff, random_seed};
+use crate::base::retry::{Backoff, jittered, random_seed};
 use crate::cluster::lease::store::reporter::{Closed, Reporter};
-use crate::cluster::lease::store::spread::{LIST, spread};
-use crate::cluster::lease::store::{DEADLINE, RECONNECT};
+use crate::cluster::lease::store::spread::{before_list, before_requests};
+use crate::cluster::lease::store::{DEADLINE, RECONNECT, until};
 use crate::cluster::lease::{Lease, StoreError, StoreEvent, SubnetKey};
 
-/// After this long without a message the server is asked for one. HTTP/2 pings detect dead connections sooner; this
-/// detects a server that answers pings and nothing else.
-const SILENCE: Duration = Duration::from_secs(60);
+/// After at most this long without a message the server is asked for one; after a random part of it, since the last
+/// event came to all nodes at the same moment. HTTP/2 pings detect dead connections sooner; this detects a server that
+/// answers pings and nothing else.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// The longest part of [`SILENCE`] that is left out.
+const SILENCE_JITTER: f64 = 0.5;
+
+/// A cluster with more leases than this goes on with its watches at once when they broke, and lists later.
+const LISTED_AT_ONCE: usize = 2000;
 
 /// The ID of the challenge watch on its stream; the server numbers the others from 0.
 const QUESTIONS: i64 = 100;
@@ -44,8 +52,10 @@ pub(super) struct Watcher {
     /// Challenges that are being answered.
     answers: JoinSet<()>,
     backoff: Backoff,
-    /// Where to watch from, if everything has just been listed.
+    /// Where to watch from, if nothing need be listed before.
     next: Option<i64>,
+    /// When to list everything, though no event was missed.
+    list: Option<Instant>,
     seed: u64,
 }
 
@@ -64,6 +74,8 @@ enum Stop {
     Failed(StoreError),
     /// The stream does not continue from the list, or skips something.
     Outdated,
+    /// It is time for the list that was put off.
+    Due,
     /// The receiver of the events is gone.
     Closed,
 }
@@ -96,6 +108,7 @@ impl Watcher {
             own,
             backoff: RECONNECT.seeded(random_seed()),
             next: None,
+            list: None,
             seed: random_seed(),
         }
     }
@@ -116,21 +129,49 @@ impl Watcher {
                 Ok(never) => match never {},
                 Err(stop) => stop,
             };
+            interrupted = !matches!(stop, Stop::Due);
             match stop {
-                Stop::Broken | Stop::Outdated => {}
+                Stop::Due => {}
                 Stop::Closed => return,
+                Stop::Outdated => self.pause_before_list().await,
+                Stop::Broken => self.pause_before_going_on().await,
                 Stop::Failed(error) => {
                     let told = self.reporter.unreachable((&error).into()).await;
                     if told.is_err() {
                         return;
                     }
+                    self.pause_before_going_on().await;
                 }
             }
-            interrupted = true;
-            // Whatever ended this watch may have ended those of all nodes.
-            let nodes = self.store.state.hold_down().population();
-            sleep(self.backoff.next_delay() + spread(nodes, LIST, &mut self.seed)).await;
         }
+    }
+
+    /// What was known is of no use. Whatever ended this watch may have ended those of all nodes.
+    async fn pause_before_list(&mut self) {
+        (self.next, self.list) = (None, None);
+        let nodes = self.store.state.hold_down().population();
+        let list = Instant::now() + self.backoff.next_delay() + before_list(nodes, &mut self.seed);
+        // The own key may be missing as well, and must not wait that long.
+        sleep(before_requests(nodes, &mut self.seed)).await;
+        self.store.state.touch();
+        sleep_until(list).await;
+    }
+
+    /// The stream broke. In a large cluster, where a list must wait, the watch goes on from the last event; the list is
+    /// put off, not left out: only it shows [another history](super::history) whose revision has come as far.
+    async fn pause_before_going_on(&mut self) {
+        let nodes = self.store.state.hold_down().population();
+        let seen = self.store.servers.history.mark().seen();
+        let mut pause = self.backoff.next_delay();
+        match seen.filter(|_| nodes > LISTED_AT_ONCE) {
+            Some(seen) => {
+                self.next = Some(seen.saturating_add(1));
+                self.list = self.list.or_else(|| Some(Instant::now()));
+                pause += before_requests(nodes, &mut self.seed);
+            }
+            None => pause += before_list(nodes, &mut self.seed),
+        }
+        sleep(pause).await;
     }
 
     /// Catches up and follows the stream until it ends. `interrupted`: an earlier one ended.
@@ -143,14 +184,20 @@ impl Watcher {
         let connection = store.servers.connection().await?;
         let (mut stream, leases) = self.open(&connection, from).await?;
         self.backoff.reset();
+        self.put_off_list();
         let url = store.servers.url(&connection).to_owned();
         self.reporter.reachable(url).await?;
         self.answer_earlier().await;
         // `open` waited for the first watch's confirmation. Refused watches have no ID.
         let mut created = 1;
         loop {
+            let silence = jittered(SILENCE, SILENCE_JITTER, &mut self.seed);
             let message = tokio::select! {
-                message = next_message(stream.as_mut()) => message,
+                message = next_message(stream.as_mut(), silence) => message,
+                () = until(self.list) => {
+                    self.list = None;
+                    return Err(Stop::Due);
+                }
                 () = self.reporter.hold_down_ends() => {
                     self.reporter.gone().await?;
                     continue;
@@ -181,6 +228,15 @@ impl Watcher {
         }
     }
 
+    /// Draws another time for a list that would be made as soon as the watch goes on: by all nodes at once.
+    fn put_off_list(&mut self) {
+        let now = Instant::now();
+        if self.list.is_some_and(|list| list <= now) {
+            let nodes = self.store.state.hold_down().population();
+            self.list = Some(now + before_list(nodes, &mut self.seed));
+        }
+    }
+
     /// Makes sure that a server answers, lists everything if needed, and returns the revisions to watch from.
     async fn catch_up(&mut self, interrupted: bool) -> Result<From, Stop> {
         let store = Arc::clone(&self.store);
@@ -195,7 +251,7 @@ impl Watcher {
         let leases = match self.next.take() {
             Some(next) => next,
             None => {
-                let listing = list(&store.servers, &store.keys, &store.reports).await?;
+                let listing = list(&store).await?;
                 let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
                 let own = own.map(|entry| entry.modified);
                 let (next, is_other) = self.take_in(listing).await?;
@@ -470,9 +526,12 @@ fn refused(message: &Message) -> Failure {
     Failure::text(format!("watch error: {}", message.reason))
 }
 
-/// The next message. `Err(None)`: the server fell silent.
-async fn next_message(stream: &mut dyn Watching) -> Result<Option<Message>, Option<Failure>> {
-    if let Ok(message) = timeout(SILENCE, stream.message()).await {
+/// The next message; the server is asked for one after `silence`. `Err(None)`: it fell silent.
+async fn next_message(
+    stream: &mut dyn Watching,
+    silence: Duration,
+) -> Result<Option<Message>, Option<Failure>> {
+    if let Ok(message) = timeout(silence, stream.message()).await {
         return message.map_err(Some);
     }
     stream.request_progress().await.map_err(Some)?;

@@ -22,8 +22,8 @@ use crate::cluster::network_config::NetworkConfig;
 use crate::cluster::peers::PeerTable;
 use crate::settings::Etcd;
 
-/// The TTL of the leases: renewed every five minutes or a little sooner.
-pub(super) const TTL: Duration = Duration::from_secs(30 * 60);
+/// The TTL of the leases: renewed every two and a half minutes or a little sooner.
+pub(super) const TTL: Duration = Duration::from_secs(15 * 60);
 
 /// The pauses of the agent's loop after it failed (`agent::task`).
 const PAUSES: Backoff = Backoff::constant(Duration::from_millis(200), Duration::from_secs(10), 0.3);

@@ -27,7 +27,7 @@ const HALF_TRIP: Duration = Duration::from_micros(500);
 
 /// What a read costs a member, and each key of it: a server answers some hundred lists of 10,000 leases per second.
 const READ: Duration = Duration::from_micros(30);
-const KEY: Duration = Duration::from_nanos(500);
+const KEY: Duration = Duration::from_nanos(300);
 
 /// What a write costs the leader: some 20,000 per second.
 const WRITE: Duration = Duration::from_micros(50);
@@ -35,7 +35,8 @@ const WRITE: Duration = Duration::from_micros(50);
 /// How long a client takes to notice that a server which it has a stream with is cut off (`connect_options`).
 const PING: Duration = Duration::from_secs(15);
 
-/// The expired leases that a leader revokes at a time, and how often (`leaseRevokeRate`, server/lease/lessor.go).
+/// The expired leases that a leader revokes at a time, and how often (`leaseRevokeRate` in server/lease/lessor.go, which
+/// has no setting: etcd-io/etcd#12105).
 const REVOKED: usize = 500;
 const REVOKE_EVERY: Duration = Duration::from_millis(500);
 
@@ -54,10 +55,24 @@ pub(super) enum Reach {
 
 struct Member {
     reach: Reach,
-    /// When it is done with what it has to do.
-    busy: Instant,
+    /// Its lists of leases: one after the other, as they came.
+    lists: Queue,
+    /// All else that it reads: a server does much at the same time, so what is short does not wait for what is long.
+    reads: Queue,
     /// How often its connections broke.
     broken: u64,
+}
+
+/// When whoever serves it is done with what has been begun. Whoever waits for a lock waits in line, and leaves it when he
+/// gives up, as a request that gRPC cancels.
+type Queue = Arc<tokio::sync::Mutex<Instant>>;
+
+/// What serves a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum By {
+    List,
+    Read,
+    Leader,
 }
 
 /// A stream of watches.
@@ -75,8 +90,8 @@ pub(super) struct Cluster(Mutex<Inner>);
 pub(super) struct Inner {
     pub(super) world: World,
     members: [Member; MEMBERS],
-    /// The leader's own queue.
-    writes: Instant,
+    /// All writes: the leader's.
+    writes: Queue,
     streams: HashMap<u64, Stream>,
     /// The streams of the sample, and of each owner.
     full: BTreeSet<u64>,
@@ -97,13 +112,14 @@ impl Cluster {
         let now = Instant::now();
         let member = || Member {
             reach: Reach::Up,
-            busy: now,
+            lists: Arc::new(tokio::sync::Mutex::new(now)),
+            reads: Arc::new(tokio::sync::Mutex::new(now)),
             broken: 0,
         };
         let cluster = Arc::new(Self(Mutex::new(Inner {
             world,
             members: [member(), member(), member()],
-            writes: now,
+            writes: Arc::new(tokio::sync::Mutex::new(now)),
             streams: HashMap::new(),
             full: BTreeSet::new(),
             of_owner: HashMap::new(),
@@ -129,7 +145,6 @@ impl Cluster {
         let mut inner = self.lock();
         let had_leader = inner.has_leader();
         inner.members[member].reach = reach;
-        inner.members[member].busy = Instant::now();
         inner.members[member].broken += 1;
         if reach != Reach::CutOff {
             inner.close(member);
@@ -222,6 +237,7 @@ impl Inner {
                 };
                 let reach = self.members[stream.member].reach;
                 let watch = stream.watches.iter().find(|it| covers(it, &event.kv.key));
+                let watch = watch.filter(|it| it.from <= event.kv.modified);
                 if let Some(watch) = watch.filter(|_| reach == Reach::Up) {
                     let _ = stream.sender.send(Message {
                         header: self.world.header(),
@@ -261,24 +277,16 @@ impl Inner {
             });
             return;
         }
+        if watch.from <= self.world.revision && self.world.is_lease(&watch.key) {
+            let missed = self.world.changes_since(watch.from);
+            self.load.event(LEASE_BYTES, missed);
+        }
         let of = (!stream.is_full && self.world.is_lease(&watch.key)).then(|| &*stream.owner);
         let events = self.world.events(&watch.key, &watch.end, watch.from, of);
         if !events.is_empty() {
             let _ = stream.sender.send(Message { events, ..message });
         }
         stream.watches.push(watch);
-    }
-
-    /// When a member is done with work of this length.
-    fn work(&mut self, member: usize, cost: Duration) -> Instant {
-        let queue = &mut self.members[member].busy;
-        *queue = (*queue).max(Instant::now()) + cost;
-        *queue
-    }
-
-    fn write(&mut self) -> Instant {
-        self.writes = self.writes.max(Instant::now()) + WRITE;
-        self.writes
     }
 }
 
@@ -323,42 +331,34 @@ impl Connect for Side {
 }
 
 impl Connection {
-    /// Carries out a request. `work` returns the answer and when it is sent.
+    /// Carries out a request when its turn comes. `work` returns the answer and how long it takes.
     fn call<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Side, usize, &mut Inner) -> (Result<T, Failure>, Instant) + Send + 'static,
+        by: By,
+        work: impl FnOnce(&Side, usize, &mut Inner) -> (Result<T, Failure>, Duration) + Send + 'static,
     ) -> Reply<T> {
         let Self { side, member } = self.clone();
         async move {
             sleep(HALF_TRIP).await;
-            let arrived = {
-                let mut inner = side.cluster.lock();
-                match inner.members[member].reach {
-                    Reach::Down => return Err(refused()),
-                    Reach::CutOff => None,
-                    Reach::Up if !inner.has_leader() => {
-                        return Err(Failure::answer(14, "etcdserver: no leader".to_owned()));
-                    }
-                    Reach::Up => {
-                        let before = inner.members[member].broken;
-                        Some((work(&side, member, &mut inner), before))
-                    }
-                }
-            };
-            let Some(((answer, at), before)) = arrived else {
+            let Some((queue, before)) = side.reach(member, by)? else {
                 return pending().await;
             };
-            sleep_until(at + HALF_TRIP).await;
-            let (reach, broken) = {
-                let inner = side.cluster.lock();
-                (inner.members[member].reach, inner.members[member].broken)
-            };
-            if reach == Reach::CutOff {
-                return pending().await;
+            let mut busy = queue.lock().await;
+            if *busy > Instant::now() {
+                sleep_until(*busy).await;
             }
-            match broken == before {
-                true => answer,
-                false => Err(Failure::text("connection reset".to_owned())),
+            let Some(_) = side.reach(member, by)? else {
+                return pending().await;
+            };
+            let (answer, cost) = work(&side, member, &mut side.cluster.lock());
+            let done = Instant::now().max(*busy) + cost;
+            *busy = done;
+            drop(busy);
+            sleep_until(done + HALF_TRIP).await;
+            match side.reach(member, by)? {
+                None => pending().await,
+                Some((_, broken)) if broken == before => answer,
+                Some(_) => Err(Failure::text("connection reset".to_owned())),
             }
         }
         .boxed()
@@ -369,15 +369,37 @@ impl Connection {
         kind: Kind,
         work: impl FnOnce(&mut World, Instant) -> Result<(T, Vec<Event>), Failure> + Send + 'static,
     ) -> Reply<T> {
-        self.call(move |_, _, inner| {
+        self.call(By::Leader, move |_, _, inner| {
             inner.load.count(kind, 1, 0);
-            let at = inner.write();
             let answer = work(&mut inner.world, Instant::now()).map(|(answer, events)| {
                 inner.tell(&events);
                 answer
             });
-            (answer, at)
+            (answer, WRITE)
         })
+    }
+}
+
+impl Side {
+    /// The queue of a member, and how often its connections broke; `None` if nothing gets through.
+    fn reach(&self, member: usize, by: By) -> Result<Option<(Queue, u64)>, Failure> {
+        let inner = self.cluster.lock();
+        let it = &inner.members[member];
+        match it.reach {
+            Reach::Down => Err(refused()),
+            Reach::CutOff => Ok(None),
+            Reach::Up if !inner.has_leader() => {
+                Err(Failure::answer(14, "etcdserver: no leader".to_owned()))
+            }
+            Reach::Up => {
+                let queue = match by {
+                    By::List => &it.lists,
+                    By::Read => &it.reads,
+                    By::Leader => &inner.writes,
+                };
+                Ok(Some((Arc::clone(queue), it.broken)))
+            }
+        }
     }
 }
 
@@ -388,9 +410,18 @@ fn refused() -> Failure {
 /// What a node outside the sample is shown of a range of leases, and of how many keys.
 fn thin(side: &Side, world: &World, range: &Range) -> (Result<Ranged, Failure>, usize) {
     let all = world.taken.count();
-    if range.count_only {
+    if range.count_only && range.revision != 0 {
         // What such a node was shown is not what the cluster has, so the numbers would not match.
         return (Err(compacted()), 0);
+    }
+    if range.count_only {
+        let ranged = Ranged {
+            header: world.header(),
+            kvs: Vec::new(),
+            more: false,
+            count: i64::try_from(all).unwrap(),
+        };
+        return (Ok(ranged), 0);
     }
     let own: Vec<_> = world.leases_of(&side.owner).cloned().collect();
     let prefix = &range.key[..];
@@ -411,7 +442,11 @@ fn thin(side: &Side, world: &World, range: &Range) -> (Result<Ranged, Failure>, 
 
 impl Rpc for Connection {
     fn range(&self, range: Range) -> Reply<Ranged> {
-        self.call(move |side, member, inner| {
+        let by = match range.end.is_empty() || range.count_only {
+            true => By::Read,
+            false => By::List,
+        };
+        self.call(by, move |side, _, inner| {
             let is_list = inner.world.is_lease(&range.key) && !range.end.is_empty();
             let (answer, keys) = match is_list && !side.is_full {
                 true => thin(side, &inner.world, &range),
@@ -429,8 +464,7 @@ impl Rpc for Connection {
                 false => (Kind::Get, 1),
             };
             inner.load.count(kind, requests, keys * LEASE_BYTES);
-            let cost = READ + KEY * u32::try_from(keys).unwrap();
-            (answer, inner.work(member, cost))
+            (answer, READ + KEY * u32::try_from(keys).unwrap())
         })
     }
 
@@ -468,7 +502,7 @@ impl Rpc for Connection {
 
     fn watch(&self, watch: Watch) -> Reply<Box<dyn Watching>> {
         let cluster = Arc::clone(&self.side.cluster);
-        self.call(move |side, member, inner| {
+        self.call(By::Read, move |side, member, inner| {
             inner.load.count(Kind::Watch, 1, 0);
             let (sender, receiver) = unbounded_channel();
             inner.opened += 1;
@@ -492,8 +526,7 @@ impl Rpc for Connection {
                 id,
                 receiver,
             };
-            let at = inner.work(member, READ);
-            (Ok(Box::new(receiving) as Box<dyn Watching>), at)
+            (Ok(Box::new(receiving) as Box<dyn Watching>), READ)
         })
     }
 }

@@ -375,7 +375,7 @@ impl World {
         revoked.flatten().collect()
     }
 
-    /// A new leader gives every lease its whole TTL again (`lessor.Promote`, server/lease/lessor.go).
+    /// A new leader gives every lease its whole TTL again (`lessor.Promote`, server/lease/lessor.go; etcd-io/etcd#9395).
     pub(super) fn promote(&mut self, now: Instant) {
         let ids: Vec<i64> = self.leases.keys().copied().collect();
         for id in ids {

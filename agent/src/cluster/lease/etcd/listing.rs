@@ -102,9 +102,10 @@ impl Listing {
 /// lists again: servers that have more to send than they can must not be asked again at once.
 pub(super) async fn list(store: &Store) -> Result<Listing, StoreError> {
     if store.crowded.load(Ordering::Relaxed) {
-        let nodes = match store.state.hold_down().population() {
+        let known = store.state.hold_down().population();
+        let nodes = match known {
             0 => count(store).await?,
-            nodes => nodes,
+            known => known,
         };
         sleep(before_list(nodes, &mut random_seed())).await;
     }

@@ -101,6 +101,12 @@ test-netns: packages-build-test target/venv/bin/pyspdxtools ## Tests with the re
 	filter=$$($(SUDO) agent/tests/kernel) && $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') \
 	  cargo nextest run --locked $(STRESS) --test-threads $(NETNS_THREADS) -p selvage --test '*' --run-ignored all -E "$$filter"
 
+# Optimised, beside what the other tests are built to.
+.PHONY: simulate
+simulate: NODES = 65000
+simulate: packages-build ## Put 65,000 nodes of the agent's lease store on a cluster in memory, and print what etcd has to do (NODES=)
+	NODES=$(NODES) CARGO_PROFILE_DEV_OPT_LEVEL=2 cargo test --quiet --locked -p selvage --lib -- --ignored --nocapture simulation_tests
+
 # The tests that need the image's kernel, as programs to be run in it.
 .PHONY: agent-tests
 agent-tests: packages-build

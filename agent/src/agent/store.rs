@@ -18,6 +18,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     ) {
         match event {
             StoreEvent::Peers(event) => {
+                overlay.note_own(event.leases());
                 if overlay::duplicate_to_yield_to(overlay.own(), event.leases()).is_some() {
                     tasks.identity.at(self.next_identity);
                 }

@@ -214,7 +214,8 @@ async fn a_lease_that_ended_is_taken_again_if_it_is_free_still() {
         .delete(format!("{SUBNETS}{}", first.key.name()), None)
         .await
         .unwrap();
-    lost(&mut store).await;
+    younger(&mut store, &first).await;
+    // A start finds it.
     let again = take(&mut store, "10.0.0.1", MAC, Some(first.key)).await;
     assert_eq!(again.key, first.key);
 }

@@ -61,50 +61,69 @@ async fn an_older_etcd_lease_is_taken_up_and_kept_alive() {
 }
 
 #[tokio::test]
-async fn a_deleted_key_is_a_lost_lease_and_can_be_taken_again() {
+async fn a_deleted_key_is_written_again() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let mut store = server.store("machine-a");
     let own = acquire(&mut store, "10.0.0.1").await.unwrap();
-    client
-        .delete(format!("{SUBNETS}{}", own.key.name()), None)
-        .await
-        .unwrap();
-    let reason = lost(&mut store).await;
-    assert_eq!(
-        reason,
-        format!(
-            "lost the lease of {}: its key was deleted or has expired",
-            own.key
-        )
-    );
-    assert!(matches!(
-        store.update(&attrs("10.0.0.1")).await,
-        Err(StoreError::NoLease { .. })
-    ));
-
-    let again = store
-        .acquire(&small_network(), &attrs("10.0.0.1"), Some(own.key))
-        .await
-        .unwrap();
-    assert_eq!(again.key, own.key);
-    assert!(again.created > own.created);
     snapshot(&mut store).await;
+    let name = own.key.name();
+    let (value, id) = stored(&mut client, &name).await.unwrap();
+    client
+        .delete(format!("{SUBNETS}{name}"), None)
+        .await
+        .unwrap();
+    let again = younger(&mut store, &own).await;
+    assert_eq!(again.attrs, own.attrs);
+    let (now, other) = stored(&mut client, &name).await.unwrap();
+    assert_eq!(now, value);
+    assert_ne!(other, id);
+    store.update(&attrs("10.0.0.1")).await.unwrap();
+    // The former etcd lease is not left behind.
+    let one = async || client.leases().await.unwrap().leases().len() == 1;
+    until(one).await;
 }
 
 #[tokio::test]
-async fn a_revoked_etcd_lease_is_a_lost_lease() {
+async fn a_lease_whose_etcd_lease_was_revoked_is_written_again() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let mut store = server.store("machine-a");
     let own = acquire(&mut store, "10.0.0.1").await.unwrap();
     let (_, id) = stored(&mut client, &own.key.name()).await.unwrap();
     client.lease_revoke(id).await.unwrap();
-    assert!(
-        lost(&mut store)
-            .await
-            .contains("its key was deleted or has expired")
-    );
+    younger(&mut store, &own).await;
+}
+
+/// Another length, so another key: only its name tells that it is in the way.
+#[tokio::test]
+async fn a_lease_that_is_gone_is_lost_if_another_overlaps_it() {
+    for theirs in ["10.5.0.0-16", "OWN.64-26", "10.0.0.0-8&fd00:1::-64"] {
+        let server = Server::start().await;
+        let mut client = server.client().await;
+        let mut store = server.store("machine-a");
+        let own = acquire(&mut store, "10.0.0.1").await.unwrap();
+        let name = own.key.name();
+        let octets = name.strip_suffix(".0-24").unwrap();
+        let theirs = theirs.replace("OWN", octets);
+        let put = etcd_client::TxnOp::put(format!("{SUBNETS}{theirs}"), flannels("10.0.0.7"), None);
+        let delete = etcd_client::TxnOp::delete(format!("{SUBNETS}{name}"), None);
+        let both = etcd_client::Txn::new().and_then([put, delete]);
+        client.txn(both).await.unwrap();
+        let reason = lost(&mut store).await;
+        assert_eq!(
+            reason,
+            format!(
+                "lost the lease of {}: its key was deleted or has expired",
+                own.key
+            )
+        );
+        assert!(matches!(
+            store.update(&attrs("10.0.0.1")).await,
+            Err(StoreError::NoLease { .. })
+        ));
+        assert_eq!(stored(&mut client, &name).await, None);
+    }
 }
 
 #[tokio::test]

@@ -177,6 +177,29 @@ async fn snapshot(store: &mut EtcdStore) -> Vec<String> {
     .await
 }
 
+/// Waits until a lease that ended is told of as written again.
+async fn younger(store: &mut EtcdStore, former: &Lease) -> Lease {
+    wait_for(store, "younger lease", |event| match event {
+        StoreEvent::Peers(
+            LeaseEvent::Changes { set: leases, .. } | LeaseEvent::Snapshot { leases, .. },
+        ) => leases
+            .into_iter()
+            .find(|lease| lease.key == former.key && lease.created > former.created),
+        StoreEvent::OwnLeaseLost { reason } => panic!("{reason}"),
+        _ => None,
+    })
+    .await
+}
+
+/// Waits until something is so.
+async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Whether the error is that no server answers.
 fn unreachable_error(error: &StoreError) -> bool {
     matches!(error, StoreError::Unreachable { .. })

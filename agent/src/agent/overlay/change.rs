@@ -36,6 +36,15 @@ impl Overlay {
         self.replan();
     }
 
+    /// The store may have written the own lease again after it had expired; then it is younger than before.
+    pub(crate) fn note_own(&mut self, leases: &[Lease]) {
+        let own = &mut self.own;
+        let as_stored = leases.iter().find(|lease| lease.key == own.key);
+        if let Some(stored) = as_stored.filter(|lease| lease.attrs.owner == own.attrs.owner) {
+            own.created = stored.created;
+        }
+    }
+
     /// The addresses that this host sends from.
     pub(crate) fn underlay_addresses(&self) -> [Option<IpAddr>; 2] {
         let (v4, v6) = (self.underlay.v4, self.underlay.v6);

@@ -21,9 +21,9 @@
 //! the lock. Needs etcd 3.4 or newer.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
@@ -46,14 +46,19 @@ mod broker;
 mod challenge;
 mod config;
 mod grants;
+mod grpc;
 mod held;
 mod history;
 mod listing;
 mod own;
 mod plain;
 mod records;
+mod retake;
+mod rpc;
 mod servers;
 mod settings;
+#[cfg(test)]
+mod simulation_tests;
 mod watch;
 mod write;
 
@@ -61,11 +66,13 @@ pub use broker::{Broker, Granted};
 use challenge::OwnChallenges;
 pub use config::{Expected, StoredConfig};
 use grants::Spares;
+use grpc::Grpc;
 use held::{Held, Settled};
-use listing::{Entry, Listing, Reports};
+use listing::{Entry, Listing, Reports, Unfinished};
 use own::Own;
 pub use plain::{Condition, Folder, PlainKey, PlainKeys};
 pub use records::{Record, Records};
+use rpc::{Compare, Connect, Must};
 use servers::Servers;
 use settings::Keys;
 use watch::Watcher;
@@ -76,6 +83,9 @@ struct Store {
     servers: Servers,
     keys: Keys,
     reports: Reports,
+    unfinished: std::sync::Mutex<Option<Unfinished>>,
+    /// Whether the last list failed for want of an answer.
+    crowded: AtomicBool,
     held: Mutex<Option<Held>>,
     spares: Spares,
     asked: OwnChallenges,
@@ -91,9 +101,9 @@ impl Store {
 
     /// True if no lease was created after this revision.
     fn unchanged_since(&self, revision: i64) -> Compare {
-        let first = self.keys.subnets.as_str();
-        Compare::create_revision(first, CompareOp::Less, revision.saturating_add(1))
-            .with_range(self.keys.subnets_end.as_str())
+        let keys = &self.keys;
+        let until = Must::BeCreatedUntil(revision);
+        Compare::range(keys.subnets.as_str(), keys.subnets_end.as_str(), until)
     }
 }
 
@@ -127,14 +137,26 @@ impl EtcdStore {
         owner: String,
         grace: Duration,
     ) -> Result<Self, SettingsError> {
+        Self::connected_by(Box::new(Grpc), settings, owner, grace)
+    }
+
+    /// Like [`Self::with_grace`], with other connections than those to real servers.
+    fn connected_by(
+        connector: Box<dyn Connect>,
+        settings: Etcd,
+        owner: String,
+        grace: Duration,
+    ) -> Result<Self, SettingsError> {
         let endpoints = settings.check()?;
         let keys = settings.keys();
         let state = Arc::new(State::new(grace));
         Ok(Self {
             store: Arc::new(Store {
-                servers: Servers::new(settings, endpoints),
+                servers: Servers::new(settings, endpoints, connector),
                 keys,
                 reports: Reports::default(),
+                unfinished: std::sync::Mutex::default(),
+                crowded: AtomicBool::new(false),
                 held: Mutex::new(None),
                 spares: Spares::default(),
                 asked: OwnChallenges::default(),
@@ -170,7 +192,7 @@ impl EtcdStore {
     /// All readable leases.
     pub async fn list(&mut self) -> Result<Vec<Lease>, StoreError> {
         let store = &self.store;
-        let listing = listing::list(&store.servers, &store.keys, &store.reports).await?;
+        let listing = listing::list(store).await?;
         Ok(listing
             .entries
             .into_iter()
@@ -210,7 +232,7 @@ async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError
         return Ok(());
     }
     match held.settle(&store).await? {
-        Settled::Kept { .. } => Ok(()),
+        Settled::Kept { .. } | Settled::Retaken => Ok(()),
         Settled::Lost { reason } => Err(StoreError::NoLease { reason }),
     }
 }

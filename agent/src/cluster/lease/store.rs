@@ -53,7 +53,7 @@ pub(super) const RECONNECT: Backoff =
     Backoff::constant(Duration::from_millis(100), Duration::from_secs(5), 0.5);
 
 /// Sleeps until a time, or forever without one. Cancel-safe.
-async fn until(at: Option<Instant>) {
+pub(super) async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
@@ -202,7 +202,7 @@ pub enum StoreEvent {
         /// The remaining time; `None` if unknown because an earlier process renewed the lease last.
         left: Option<Duration>,
     },
-    /// The own lease is gone or belongs to another node. The store no longer renews it. Acquire again, and keep the
+    /// The own lease belongs to another node, or is gone and cannot just be written again. The store no longer renews it. Acquire again, and keep the
     /// data plane until that succeeds or fails.
     OwnLeaseLost {
         /// The reason, as a sentence.

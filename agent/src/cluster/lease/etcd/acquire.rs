@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp};
 use futures_util::future::try_join_all;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -14,6 +13,7 @@ use super::challenge::{self, Answer};
 use super::grants::Grant;
 use super::held::{Claim, Held, claim, delete, lifetime, warn_of_conflict};
 use super::listing::{Entry, Listing, list};
+use super::rpc::{Compare, Must};
 use super::write::Write;
 use crate::base::retry::{Backoff, next_random, random_seed};
 use crate::cluster::lease::allocate::{self, Avoid, Exhausted};
@@ -195,20 +195,19 @@ async fn with_retries(
     let mut answers = Answers::new();
     store.spares.settle(&store.servers).await?;
     let mut grant = store.spares.grant();
+    // Known from the last attempt, if it is enough to look at what was written since.
+    let mut known = None;
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             sleep(backoff.next_delay()).await;
         }
-        let listing = list(&store.servers, &store.keys, &store.reports).await?;
+        let mut listing = listed(store, known.take()).await?;
         let owners = node.to_challenge(config, &listing.entries, &answers);
-        let listing = match owners.is_empty() {
-            true => listing,
-            false => {
-                node.ask(store, owners, &mut answers).await?;
-                // An answer takes seconds, and other nodes did not wait: list again.
-                list(&store.servers, &store.keys, &store.reports).await?
-            }
-        };
+        if !owners.is_empty() {
+            node.ask(store, owners, &mut answers).await?;
+            // An answer takes seconds, and other nodes did not wait. A lease may be gone, too.
+            listing = list(store).await?;
+        }
         let random = next_random(&mut seed);
         let decision = decide(config, node, &answers, &listing.entries, attempt, random);
         if attempt == 0 {
@@ -216,6 +215,7 @@ async fn with_retries(
                 warn_of_conflict(entry, node.claim(entry, &answers), &answers);
             }
         }
+        let mut is_race = false;
         let written = match decision.subnet {
             _ if !decision.discard.is_empty() => {
                 discard(store, node, decision.discard).await?;
@@ -223,7 +223,11 @@ async fn with_retries(
             }
             Subnet::NoneLeft(exhausted) => return Err(StoreError::OutOfSubnets(exhausted)),
             Subnet::Keep(entry) => keep(store, node.attrs, entry, &mut grant).await?,
-            Subnet::Create(key) => create(store, node.attrs, key, &listing, &mut grant).await?,
+            Subnet::Create(key) => {
+                let created = create(store, node.attrs, key, &listing, &mut grant).await?;
+                is_race = created.is_none();
+                created
+            }
         };
         if let Some((held, created, aged)) = written {
             return Ok(Acquired {
@@ -233,8 +237,21 @@ async fn with_retries(
                 aged,
             });
         }
+        known = Some(listing).filter(|_| is_race);
     }
     Err(StoreError::LostRaces { attempts: ATTEMPTS })
+}
+
+/// All leases. After a lost race for a free subnet, with those written since a known list: thousands of nodes that start
+/// together must not read everything at each attempt.
+async fn listed(store: &Store, known: Option<Listing>) -> Result<Listing, StoreError> {
+    match known {
+        None => list(store).await,
+        Some(mut listing) => {
+            listing.refresh(store).await?;
+            Ok(listing)
+        }
+    }
 }
 
 /// Deletes own leases that this node may not keep, and logs why.
@@ -416,20 +433,20 @@ async fn create(
 /// The comparisons that hold while a subnet that was free in the listing is still free.
 fn free(store: &Store, key: &SubnetKey, listing: &Listing) -> Vec<Compare> {
     let name = store.key(key);
-    // Version 0: the key does not exist.
-    let mut compares = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
+    let mut compares = vec![Compare::key(name.as_str(), Must::BeAbsent)];
     match (key.v4, key.v6) {
         // With a second family, the same IPv4 subnet starts a longer key, `…&…`. The byte after '&' is '\''.
-        (Some(_), None) => compares.push(
-            Compare::version(format!("{name}&"), CompareOp::Equal, 0)
-                .with_range(format!("{name}'")),
-        ),
+        (Some(_), None) => compares.push(Compare::range(
+            format!("{name}&"),
+            format!("{name}'"),
+            Must::BeAbsent,
+        )),
         // With two families, an absent key proves nothing: another node may have taken the same IPv4 subnet with
         // another IPv6 one, or alone. So no lease at all may have been created since the list.
-        (Some(_), Some(_)) => compares.push(store.unchanged_since(listing.revision)),
+        (Some(_), Some(_)) => compares.push(store.unchanged_since(listing.refreshed)),
         // Among IPv6-only keys the name is unique. Any other key may belong to a node that still has both families.
         (None, _) if listing.entries.iter().any(|entry| entry.key.v4.is_some()) => {
-            compares.push(store.unchanged_since(listing.revision));
+            compares.push(store.unchanged_since(listing.refreshed));
         }
         (None, _) => {}
     }

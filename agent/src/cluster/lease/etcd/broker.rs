@@ -7,9 +7,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::GetOptions;
-
 use super::held::{Claim, EtcdLease, Held, Settled, claim, find, keep_alive, remaining};
+use super::rpc::{Range, after};
 use super::{EtcdStore, Store, acquire, config, listing};
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::{Lease, LeaseAttrs, Released, StoreError, SubnetKey};
@@ -126,7 +125,7 @@ impl Broker {
         const ATTEMPTS: u32 = 3;
         for _ in 0..ATTEMPTS {
             match held.settle(&self.store).await? {
-                Settled::Kept { .. } => {}
+                Settled::Kept { .. } | Settled::Retaken => {}
                 Settled::Lost { reason } => return Err(StoreError::NoLease { reason }),
             }
             let Some(lease) = held.etcd_lease else {
@@ -176,7 +175,7 @@ impl Broker {
     /// The reservations: leases without a TTL.
     pub async fn reservations(&self) -> Result<Vec<Lease>, StoreError> {
         let store = &self.store;
-        let listing = listing::list(&store.servers, &store.keys, &store.reports).await?;
+        let listing = listing::list(store).await?;
         let entries = listing.entries.into_iter();
         Ok(entries
             .filter(|entry| entry.etcd_lease.is_none())
@@ -194,39 +193,36 @@ impl Broker {
         let mut names = Vec::new();
         // Skip from each key to the first one outside its path element: one request per element.
         for _ in 0..most {
-            let options = GetOptions::new()
-                .with_range(end.as_str())
-                .with_limit(1)
-                .with_keys_only();
-            let response = listing::get(servers, &start, options).await?;
-            let Some(kv) = response.kvs().first() else {
+            let range = Range {
+                limit: 1,
+                keys_only: true,
+                ..Range::between(start, end.as_str())
+            };
+            let found = listing::get(servers, range).await?;
+            let Some(kv) = found.kvs.first() else {
                 break;
             };
-            let key = String::from_utf8_lossy(kv.key()).into_owned();
+            let key = String::from_utf8_lossy(&kv.key).into_owned();
             let Some((name, _)) = key
                 .strip_prefix(folder)
                 .and_then(|rest| rest.split_once('/'))
             else {
-                start = [kv.key(), b"\0"].concat();
+                start = [&kv.key[..], b"\0"].concat();
                 continue;
             };
             let below = format!("{folder}{name}/");
             start = after(&below).into_bytes();
             let config = format!("{below}config");
-            let options = GetOptions::new().with_count_only();
-            let found = listing::get(servers, config.as_bytes(), options).await?;
-            if found.count() > 0 {
+            let range = Range {
+                count_only: true,
+                ..Range::key(config)
+            };
+            if listing::get(servers, range).await?.count > 0 {
                 names.push(name.to_owned());
             }
         }
         Ok(names)
     }
-}
-
-/// The first key that does not begin with `folder`, which ends with a slash: '0' is the byte after '/'.
-fn after(folder: &str) -> String {
-    let cut = folder.strip_suffix('/').unwrap_or(folder);
-    format!("{cut}0")
 }
 
 fn granted(held: &Held, created: u64) -> Granted {

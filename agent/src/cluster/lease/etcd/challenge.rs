@@ -16,12 +16,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use super::listing::get;
-use super::servers::code;
+use super::rpc::{Change, Compare, KeyValue, Must, Range, Txn, code};
 use super::{Store, grants};
 use crate::cluster::lease::StoreError;
 use crate::cluster::lease::store::DEADLINE;
@@ -106,9 +105,7 @@ pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answe
     let _open = OpenChallenge::new(&store.asked, question.clone());
     let answer = ask_as(store, &question, id, asker).await;
     // Revoking the etcd lease deletes both keys. If it fails, they expire.
-    let revoked = store
-        .servers
-        .call(|mut client| async move { client.lease_revoke(id).await });
+    let revoked = store.servers.call(|client| client.revoke(id));
     if let Err(error) = revoked.await {
         debug!("failed to delete a challenge before its etcd lease expires: {error}");
     }
@@ -130,20 +127,22 @@ async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<A
     let _ = grants::request(servers, id, TTL).await?;
     let answer = format!("{question}{ALIVE}");
     let begun = Instant::now();
-    servers
-        .call(|mut client| {
-            let (key, asker) = (question.to_owned(), asker.to_owned());
-            let options = PutOptions::new().with_lease(id);
-            async move { client.put(key, asker, Some(options)).await }
-        })
-        .await?;
+    let put = Txn {
+        when: Vec::new(),
+        key: question.into(),
+        change: Change::Put {
+            value: asker.into(),
+            etcd_lease: id,
+        },
+    };
+    servers.call(|client| client.txn(put.clone())).await?;
     // If etcd is slow for us, it is slow for the other node, which has to read and write as well.
     let patience = (PATIENCE + 4 * begun.elapsed()).min(LONGEST);
     let deadline = Instant::now() + patience;
     loop {
-        let found = get(servers, answer.as_bytes(), GetOptions::new()).await?;
-        if let Some(kv) = found.kvs().first() {
-            let from = String::from_utf8_lossy(kv.value()).into_owned();
+        let found = get(servers, Range::key(answer.as_str())).await?;
+        if let Some(kv) = found.kvs.first() {
+            let from = String::from_utf8_lossy(&kv.value).into_owned();
             return Ok(Answer::Alive(from));
         }
         if Instant::now() >= deadline {
@@ -156,9 +155,12 @@ async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<A
 /// The questions that are open already.
 pub(super) async fn earlier(store: &Store, questions: &str) -> Vec<KeyValue> {
     // Bounded, since other nodes decide how many keys there are.
-    let options = GetOptions::new().with_prefix().with_limit(16);
-    match get(&store.servers, questions.as_bytes(), options).await {
-        Ok(mut found) => found.take_kvs(),
+    let range = Range {
+        limit: 16,
+        ..Range::folder(questions)
+    };
+    match get(&store.servers, range).await {
+        Ok(found) => found.kvs,
         Err(error) => {
             debug!("failed to list the challenges to this node: {error}");
             Vec::new()
@@ -168,7 +170,7 @@ pub(super) async fn earlier(store: &Store, questions: &str) -> Vec<KeyValue> {
 
 /// Answers a question if this node holds a lease.
 pub(super) async fn answer(store: &Store, question: &KeyValue) {
-    let key = String::from_utf8_lossy(question.key()).into_owned();
+    let key = String::from_utf8_lossy(&question.key).into_owned();
     let is_own = store.asked.change(|asked| asked.contains(&key));
     if is_own || key.ends_with(ALIVE) {
         return;
@@ -181,24 +183,21 @@ pub(super) async fn answer(store: &Store, question: &KeyValue) {
         },
         Err(_) => String::new(),
     };
-    let asker = crate::base::go_json::shorten(&String::from_utf8_lossy(question.value()));
+    let asker = crate::base::go_json::shorten(&String::from_utf8_lossy(&question.value));
     info!(
         asker,
         "another node has this node's owner ID or address, and asks whether this node is alive"
     );
-    let lease = question.lease();
     // The answer shares the question's etcd lease: without the question, nothing would delete it.
-    let txn = Txn::new()
-        .when([Compare::version(key.as_str(), CompareOp::Greater, 0)])
-        .and_then([TxnOp::put(
-            format!("{key}{ALIVE}"),
-            own,
-            Some(PutOptions::new().with_lease(lease)),
-        )]);
-    let answered = store.servers.call(|mut client| {
-        let txn = txn.clone();
-        async move { client.txn(txn).await }
-    });
+    let txn = Txn {
+        when: vec![Compare::key(key.as_str(), Must::Exist)],
+        key: format!("{key}{ALIVE}").into(),
+        change: Change::Put {
+            value: own.into(),
+            etcd_lease: question.lease,
+        },
+    };
+    let answered = store.servers.call(|client| client.txn(txn.clone()));
     match timeout(DEADLINE, answered).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => info!("failed to answer that this node is alive: {error}"),

@@ -2,10 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue};
-
 use super::Store;
 use super::listing::get;
+use super::rpc::{Compare, KeyValue, Must, Range};
 use super::write::Write;
 use crate::cluster::lease::{StoreError, StoreEvent};
 use crate::cluster::network_config::NetworkConfig;
@@ -22,8 +21,8 @@ pub struct StoredConfig {
 impl StoredConfig {
     pub(super) fn new(kv: &KeyValue) -> Self {
         Self {
-            text: String::from_utf8_lossy(kv.value()).into_owned(),
-            revision: kv.mod_revision(),
+            text: String::from_utf8_lossy(&kv.value).into_owned(),
+            revision: kv.modified,
         }
     }
 }
@@ -56,10 +55,9 @@ impl Known {
 
 /// Reads the network config without parsing it, and the store's revision.
 pub(super) async fn read(store: &Store) -> Result<(Option<StoredConfig>, i64), StoreError> {
-    let key = store.keys.config.as_bytes();
-    let response = get(&store.servers, key, GetOptions::new()).await?;
-    let revision = response.header().map_or(0, |header| header.revision());
-    Ok((response.kvs().first().map(StoredConfig::new), revision))
+    let found = get(&store.servers, Range::key(store.keys.config.as_str())).await?;
+    let revision = found.header.map_or(0, |header| header.revision);
+    Ok((found.kvs.first().map(StoredConfig::new), revision))
 }
 
 /// Parses a config that was found, or reports that there is none.
@@ -86,14 +84,11 @@ pub(super) fn changed_event(store: &Store, config: Option<&StoredConfig>) -> Opt
 /// Writes the network config if the stored state is `expected`; else [`StoreError::ConfigChanged`].
 pub(super) async fn write(store: &Store, text: &str, expected: Expected) -> Result<(), StoreError> {
     let key = store.keys.config.as_str();
-    let (seen, compare) = match expected {
-        Expected::Absent => (0, Compare::version(key, CompareOp::Equal, 0)),
-        Expected::Revision(revision) => (
-            revision,
-            Compare::mod_revision(key, CompareOp::Equal, revision),
-        ),
+    let (seen, must) = match expected {
+        Expected::Absent => (0, Must::BeAbsent),
+        Expected::Revision(revision) => (revision, Must::BeUnchangedSince(revision)),
     };
-    let write = Write::put(key, seen, vec![compare], text, None);
+    let write = Write::put(key, seen, vec![Compare::key(key, must)], text, None);
     if write.commit(&store.servers).await?.is_some() {
         Ok(())
     } else {

@@ -11,11 +11,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{LeaseGrantOptions, LeaseGrantResponse, LeaseTimeToLiveOptions};
 use tracing::debug;
 
 use super::held::{EtcdLease, keep_alive, seconds};
-use super::servers::{Servers, code};
+use super::rpc::{Granted, code};
+use super::servers::Servers;
 use crate::base::retry::random_seed;
 use crate::cluster::lease::StoreError;
 
@@ -147,11 +147,11 @@ pub(super) fn new_id() -> i64 {
 /// Requests an etcd lease with the configured TTL under this ID. `None` if the ID is in use with a key attached.
 async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
     let ttl = i64::try_from(servers.settings().lease_ttl.as_secs()).unwrap_or(i64::MAX);
-    if let Some(response) = request(servers, id, ttl).await? {
-        servers.history.check_cluster(response.header());
+    if let Some(granted) = request(servers, id, ttl).await? {
+        servers.history.check_cluster(granted.header);
         return Ok(Some(EtcdLease {
-            id: response.id(),
-            ttl: seconds(response.ttl()),
+            id: granted.id,
+            ttl: seconds(granted.ttl),
         }));
     }
     // An earlier request whose reply was lost, or a spare.
@@ -166,16 +166,9 @@ pub(super) async fn request(
     servers: &Servers,
     id: i64,
     ttl: i64,
-) -> Result<Option<LeaseGrantResponse>, StoreError> {
-    let options = LeaseGrantOptions::new().with_id(id);
-    let granted = servers
-        .call(|mut client| {
-            let options = options.clone();
-            async move { client.lease_grant(ttl, Some(options)).await }
-        })
-        .await;
-    match granted {
-        Ok(response) => Ok(Some(response)),
+) -> Result<Option<Granted>, StoreError> {
+    match servers.call(|client| client.grant(id, ttl)).await {
+        Ok(granted) => Ok(Some(granted)),
         Err(StoreError::Refused {
             code: code::FAILED_PRECONDITION,
             ..
@@ -186,17 +179,11 @@ pub(super) async fn request(
 
 /// The etcd lease with this ID, if it exists and no key is attached.
 async fn unused(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
-    let options = LeaseTimeToLiveOptions::new().with_keys();
-    let found = servers
-        .call(|mut client| {
-            let options = options.clone();
-            async move { client.lease_time_to_live(id, Some(options)).await }
-        })
-        .await?;
-    let is_unused = found.ttl() >= 0 && found.keys().is_empty();
+    let found = servers.call(|client| client.time_to_live(id, true)).await?;
+    let is_unused = found.ttl >= 0 && !found.has_keys;
     Ok(is_unused.then(|| EtcdLease {
         id,
-        ttl: seconds(found.granted_ttl()),
+        ttl: seconds(found.granted),
     }))
 }
 
@@ -205,10 +192,7 @@ async fn revoke_unused(servers: &Servers, id: i64) -> Result<(), StoreError> {
     if unused(servers, id).await?.is_none() {
         return Ok(());
     }
-    let revoked = servers
-        .call(|mut client| async move { client.lease_revoke(id).await })
-        .await;
-    match revoked {
+    match servers.call(|client| client.revoke(id)).await {
         // Gone already: revoked by an earlier request whose reply was lost.
         Ok(_)
         | Err(StoreError::Refused {

@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, Error, GetOptions};
 use tokio::time::sleep;
 use tracing::warn;
 
 use super::challenge::Answer;
 use super::listing::{Entry, get};
-use super::servers::{Servers, code};
+use super::rpc::{Compare, Must, Range, code};
+use super::servers::Servers;
 use super::write::Write;
 use super::{Store, listing};
 use crate::base::retry::{Backoff, random_seed};
@@ -80,7 +80,9 @@ pub(super) enum Settled {
         /// Whether the key had to be rewritten.
         rewritten: bool,
     },
-    /// The key is gone or belongs to another node.
+    /// The key was gone, and is written again.
+    Retaken,
+    /// The key is gone, and cannot be written again just like that, or belongs to another node.
     Lost {
         /// A sentence for the log.
         reason: String,
@@ -112,15 +114,19 @@ impl Held {
         }
     }
 
-    /// Reads the key and, if it is still ours, corrects it. An unreadable value has no owner, so it is replaced.
+    /// Reads the key and, if it is still ours, corrects it. An unreadable value has no owner, so it is replaced. A key that
+    /// is gone is written again if nothing has taken its place.
     ///
     /// The etcd lease, or the lack of one, is adopted as found, so that a key that an administrator turned into a
     /// reservation stays one.
     pub(super) async fn settle(&mut self, store: &Store) -> Result<Settled, StoreError> {
         for _ in 0..ATTEMPTS {
             let Some(found) = find(store, &self.key).await? else {
-                return Ok(Settled::Lost {
-                    reason: "its key was deleted or has expired".to_owned(),
+                return Ok(match self.retake(store).await? {
+                    true => Settled::Retaken,
+                    false => Settled::Lost {
+                        reason: "its key was deleted or has expired".to_owned(),
+                    },
                 });
             };
             if let Some(taken) = found.attrs.as_ref().filter(|attrs| !self.is_ours(attrs)) {
@@ -171,7 +177,7 @@ impl Held {
         etcd_lease: Option<EtcdLease>,
     ) -> Result<bool, StoreError> {
         let key = store.key(&self.key);
-        let compare = Compare::mod_revision(key.as_str(), CompareOp::Equal, self.modified);
+        let compare = Compare::key(key.as_str(), Must::BeUnchangedSince(self.modified));
         if !self.unconfirmed.contains(&self.wanted) {
             self.unconfirmed.push(self.wanted.clone());
         }
@@ -180,11 +186,16 @@ impl Held {
         let Some(revision) = write.commit(&store.servers).await? else {
             return Ok(false);
         };
+        self.written(revision, etcd_lease);
+        Ok(true)
+    }
+
+    /// The wanted attributes were written at this revision.
+    pub(super) fn written(&mut self, revision: i64, etcd_lease: Option<EtcdLease>) {
         self.modified = revision;
         self.published = self.wanted.clone();
         self.unconfirmed.clear();
         self.etcd_lease = etcd_lease;
-        Ok(true)
     }
 
     /// Deletes the key and its etcd lease, if the key is still ours and not a reservation. Retries after lost replies.
@@ -227,7 +238,7 @@ impl Held {
     }
 
     /// This node no longer needs the etcd lease.
-    fn spare(&self, store: &Store) {
+    pub(super) fn spare(&self, store: &Store) {
         if let Some(lease) = self.etcd_lease {
             store.spares.add(lease.id);
         }
@@ -243,8 +254,8 @@ impl Held {
 
 /// Reads one lease key.
 pub(super) async fn find(store: &Store, key: &SubnetKey) -> Result<Option<Entry>, StoreError> {
-    let response = get(&store.servers, store.key(key).as_bytes(), GetOptions::new()).await?;
-    let kv = response.kvs().first();
+    let found = get(&store.servers, Range::key(store.key(key))).await?;
+    let kv = found.kvs.first();
     Ok(kv.and_then(|kv| store.reports.entry(&store.keys, kv)))
 }
 
@@ -255,44 +266,34 @@ pub(super) async fn delete(
     modified: i64,
 ) -> Result<bool, StoreError> {
     let key = store.key(key);
-    let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, modified);
+    let unchanged = Compare::key(key.as_str(), Must::BeUnchangedSince(modified));
     let write = Write::delete(&key, modified, vec![unchanged]);
     Ok(write.commit(&store.servers).await?.is_some())
 }
 
 /// The TTL an etcd lease was granted with; `None` if it is gone.
 pub(super) async fn lifetime(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
-    let response = servers
-        .call(|mut client| async move { client.lease_time_to_live(id, None).await })
+    let found = servers
+        .call(|client| client.time_to_live(id, false))
         .await?;
-    servers.history.check_cluster(response.header());
-    Ok((response.ttl() >= 0).then(|| EtcdLease {
+    servers.history.check_cluster(found.header);
+    Ok((found.ttl >= 0).then(|| EtcdLease {
         id,
-        ttl: seconds(response.granted_ttl()),
+        ttl: seconds(found.granted),
     }))
 }
 
 /// The remaining time of an etcd lease; zero if it is gone.
 pub(super) async fn remaining(servers: &Servers, id: i64) -> Result<Duration, StoreError> {
-    let response = servers
-        .call(|mut client| async move { client.lease_time_to_live(id, None).await })
+    let found = servers
+        .call(|client| client.time_to_live(id, false))
         .await?;
-    Ok(seconds(response.ttl()))
+    Ok(seconds(found.ttl))
 }
 
 /// Renews an etcd lease to its full TTL. Returns whether it still exists.
 pub(super) async fn keep_alive(servers: &Servers, lease: EtcdLease) -> Result<bool, StoreError> {
-    let renewed = servers
-        .call(|mut client| async move {
-            match client.lease_keep_alive(lease.id).await {
-                // The call waits for the first reply; the stream is not needed any further.
-                Ok(_) => Ok(true),
-                // The client library's error for a reply with TTL 0: the lease is gone.
-                Err(Error::LeaseKeepAliveError(_)) => Ok(false),
-                Err(error) => Err(error),
-            }
-        })
-        .await;
+    let renewed = servers.call(|client| client.keep_alive(lease.id)).await;
     match renewed {
         Err(StoreError::Refused {
             code: code::NOT_FOUND,

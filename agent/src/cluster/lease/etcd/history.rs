@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use etcd_client::{KeyValue, ResponseHeader};
 use tokio::sync::Notify;
+
+use super::rpc::{Header, KeyValue};
 
 /// A lease key as of its last change, in 24 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -23,15 +24,10 @@ pub(super) struct KeyDigest {
 
 impl KeyDigest {
     pub(super) fn new(kv: &KeyValue) -> Self {
-        let counted = (
-            kv.create_revision(),
-            kv.mod_revision(),
-            kv.version(),
-            kv.lease(),
-        );
+        let counted = (kv.created, kv.modified, kv.version, kv.lease);
         Self {
-            key: hash(kv.key()),
-            modified: kv.mod_revision(),
+            key: hash(&kv.key),
+            modified: kv.modified,
             content: hash(&counted),
         }
     }
@@ -55,6 +51,13 @@ pub(super) struct Mark {
     revision: i64,
     /// The number of full lists so far.
     lists: u64,
+}
+
+impl Mark {
+    /// The last revision seen; `None` before the first list.
+    pub(super) fn seen(self) -> Option<i64> {
+        (self.cluster != 0).then_some(self.revision)
+    }
 }
 
 /// What the watch is based on: the cluster, the last revision seen, and the lease keys as of that revision.
@@ -81,20 +84,14 @@ impl History {
 
     /// Records which cluster replied to a request, and at which revision if the reply was linearizable: other members
     /// may lag behind this one.
-    pub(super) fn check_reply(
-        &self,
-        header: Option<&ResponseHeader>,
-        asked: Mark,
-        revision: Option<i64>,
-    ) {
+    pub(super) fn check_reply(&self, header: Option<Header>, asked: Mark, revision: Option<i64>) {
         let Some(header) = header else { return };
         let mut known = self.known();
         // Requests sent before the last full list carry a mark that no longer applies.
         if asked.cluster == 0 || asked.lists != known.mark.lists {
             return;
         }
-        if header.cluster_id() != asked.cluster || revision.is_some_and(|now| now < asked.revision)
-        {
+        if header.cluster != asked.cluster || revision.is_some_and(|now| now < asked.revision) {
             known.contradicted = true;
             drop(known);
             self.on_contradiction.notify_one();
@@ -102,7 +99,7 @@ impl History {
     }
 
     /// Records which cluster replied to a request whose revision proves nothing.
-    pub(super) fn check_cluster(&self, header: Option<&ResponseHeader>) {
+    pub(super) fn check_cluster(&self, header: Option<Header>) {
         self.check_reply(header, self.mark(), None);
     }
 
@@ -115,9 +112,9 @@ impl History {
 
     /// Whether a watch message comes from the history in which the watch started. `first` is the revision of its first
     /// event.
-    pub(super) fn fits(&self, header: Option<&ResponseHeader>, first: Option<i64>) -> bool {
+    pub(super) fn fits(&self, header: Option<Header>, first: Option<i64>) -> bool {
         let known = self.known();
-        header.is_none_or(|header| header.cluster_id() == known.mark.cluster)
+        header.is_none_or(|header| header.cluster == known.mark.cluster)
             && first.is_none_or(|first| first > known.mark.revision)
     }
 

@@ -1,21 +1,23 @@
 //! Listing all leases page by page, and reporting keys that cannot be parsed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use etcd_client::{GetOptions, GetResponse, KeyValue};
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use super::Store;
 use super::history::{KeyDigest, ListedKeys};
-use super::servers::{Servers, code};
+use super::rpc::{KeyValue, Range, Ranged, code};
+use super::servers::Servers;
 use super::settings::Keys;
 use crate::base::go_json::shorten;
+use crate::base::retry::random_seed;
+use crate::cluster::lease::store::spread::before_list;
 use crate::cluster::lease::{Lease, LeaseAttrs, StoreError, SubnetKey};
-
-/// The longest message accepted from a server, in bytes. The client library's default of 4 MiB holds some 12,000
-/// leases, and a watch that catches up may deliver more than that at once.
-pub(super) const LONGEST_MESSAGE: usize = 64 * 1024 * 1024;
 
 /// Keys per page.
 const PAGE: i64 = 5000;
@@ -24,6 +26,8 @@ const PAGE: i64 = 5000;
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) revision: i64,
+    /// The revision up to which [`Self::refresh`] has added leases.
+    pub(super) refreshed: i64,
     pub(super) entries: Vec<Entry>,
     /// All keys, including those that name no subnet.
     pub(super) listed: ListedKeys,
@@ -57,6 +61,29 @@ pub(super) fn to_unsigned(revision: i64) -> u64 {
 }
 
 impl Listing {
+    /// Adds the leases that were written since, without listing all again. Those that are gone stay, so some that are
+    /// free may count as taken. A watch from [`Self::revision`] on reports everything once more.
+    pub(super) async fn refresh(&mut self, store: &Store) -> Result<(), StoreError> {
+        let Store { keys, reports, .. } = store;
+        let range = Range {
+            min_modified: self.refreshed.saturating_add(1),
+            ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
+        };
+        let found = get(&store.servers, range).await?;
+        let written = found.kvs.iter().filter_map(|kv| reports.entry(keys, kv));
+        let mut written: BTreeMap<_, _> = written.map(|entry| (entry.key, entry)).collect();
+        for entry in &mut self.entries {
+            if let Some(newer) = written.remove(&entry.key) {
+                *entry = newer;
+            }
+        }
+        self.entries.extend(written.into_values());
+        self.refreshed = found
+            .header
+            .map_or(self.refreshed, |header| header.revision);
+        Ok(())
+    }
+
     /// The readable leases, and the keys of the others.
     pub(super) fn into_leases(self) -> (Vec<Lease>, Vec<SubnetKey>) {
         let (mut leases, mut unreadable) = (Vec::with_capacity(self.entries.len()), Vec::new());
@@ -71,18 +98,40 @@ impl Listing {
     }
 }
 
-/// Lists all leases as of one revision.
-///
+/// Lists all leases as of one revision. After a list that nobody answered in time it waits like a node of a cluster that
+/// lists again: servers that have more to send than they can must not be asked again at once.
+pub(super) async fn list(store: &Store) -> Result<Listing, StoreError> {
+    if store.crowded.load(Ordering::Relaxed) {
+        let known = store.state.hold_down().population();
+        let nodes = match known {
+            0 => count(store).await?,
+            known => known,
+        };
+        sleep(before_list(nodes, &mut random_seed())).await;
+    }
+    let listed = list_in_pages(store).await;
+    let crowded = matches!(listed, Err(StoreError::Unreachable { .. }));
+    store.crowded.store(crowded, Ordering::Relaxed);
+    listed
+}
+
+/// The number of lease keys.
+async fn count(store: &Store) -> Result<usize, StoreError> {
+    let keys = &store.keys;
+    let range = Range {
+        count_only: true,
+        ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
+    };
+    let found = get(&store.servers, range).await?;
+    Ok(usize::try_from(found.count).unwrap_or(0))
+}
+
 /// Pages shrink when a message is too long; a compaction between two pages starts the list over.
-pub(super) async fn list(
-    servers: &Servers,
-    keys: &Keys,
-    reports: &Reports,
-) -> Result<Listing, StoreError> {
+async fn list_in_pages(store: &Store) -> Result<Listing, StoreError> {
     const ATTEMPTS: u32 = 16;
     let mut page = PAGE;
     for _ in 1..ATTEMPTS {
-        match list_by(servers, keys, reports, page).await {
+        match list_by(store, page).await {
             Err(StoreError::Refused {
                 code: code::OUT_OF_RANGE,
                 reason,
@@ -95,7 +144,7 @@ pub(super) async fn list(
             result => return result,
         }
     }
-    list_by(servers, keys, reports, page).await
+    list_by(store, page).await
 }
 
 /// Whether an out-of-range error is about a compacted revision (etcd: `mvcc: required revision has been compacted`),
@@ -104,71 +153,116 @@ pub(super) fn is_compaction(reason: &str) -> bool {
     reason.contains("compacted")
 }
 
-async fn list_by(
-    servers: &Servers,
-    keys: &Keys,
-    reports: &Reports,
-    page: i64,
-) -> Result<Listing, StoreError> {
-    let mut entries = Vec::new();
-    let mut listed = ListedKeys {
-        asked: servers.history.mark(),
-        ..ListedKeys::default()
-    };
-    let mut start = keys.subnets.clone().into_bytes();
-    let mut revision = 0;
-    loop {
-        let options = GetOptions::new()
-            .with_range(keys.subnets_end.as_str())
-            .with_limit(page)
-            .with_revision(revision);
-        let mut response = get(servers, &start, options).await?;
-        if revision == 0 {
-            let header = response.header();
-            revision = header.map_or(0, |header| header.revision());
-            listed.cluster = header.map_or(0, |header| header.cluster_id());
-            listed.revision = revision;
-        }
-        let (more, kvs) = (response.more(), response.take_kvs());
-        if let Some(last) = kvs.last() {
-            start = last.key().to_vec();
-            start.push(0);
-        }
-        let done = kvs.is_empty() || !more;
-        entries.extend(kvs.iter().filter_map(|kv| reports.entry(keys, kv)));
-        listed.digests.extend(kvs.iter().map(KeyDigest::new));
-        if done {
-            return Ok(Listing {
-                revision,
-                entries,
+/// A list of which some pages are missing, for the next attempt: servers that are slow because thousands of nodes list
+/// at once must not send all pages again for one that came too late.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    listing: Listing,
+    /// Where the next page starts.
+    start: Vec<u8>,
+    begun: Instant,
+}
+
+impl Unfinished {
+    fn begin(store: &Store) -> Self {
+        let listed = ListedKeys {
+            asked: store.servers.history.mark(),
+            ..ListedKeys::default()
+        };
+        Self {
+            listing: Listing {
+                revision: 0,
+                refreshed: 0,
+                entries: Vec::new(),
                 listed,
-            });
+            },
+            start: store.keys.subnets.clone().into_bytes(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// One that was begun earlier, if what it was begun for is the same still.
+    fn resume(store: &Store) -> Option<Self> {
+        /// Longer than any pause before a list. If etcd compacts the revision meanwhile, the list starts over.
+        const LONGEST: Duration = Duration::from_secs(1200);
+        let kept = store
+            .unfinished
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        kept.filter(|kept| kept.begun.elapsed() < LONGEST)
+            .filter(|kept| kept.listing.listed.asked == store.servers.history.mark())
+    }
+
+    fn keep(self, store: &Store) {
+        if self.listing.revision != 0 {
+            *store
+                .unfinished
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(self);
+        }
+    }
+
+    /// Adds a page. Returns whether it was the last; `None` if it comes from another cluster than the others.
+    fn add(&mut self, store: &Store, page: &Ranged) -> Option<bool> {
+        let Self { listing, start, .. } = self;
+        let (cluster, revision) = page.header.map_or((0, 0), |it| (it.cluster, it.revision));
+        if listing.revision == 0 {
+            let count = usize::try_from(page.count).unwrap_or(0);
+            store.state.hold_down().counted(count);
+            listing.revision = revision;
+            listing.refreshed = revision;
+            (listing.listed.cluster, listing.listed.revision) = (cluster, revision);
+        } else if listing.listed.cluster != cluster {
+            return None;
+        }
+        let kvs = page.kvs.iter();
+        let entries = kvs
+            .clone()
+            .filter_map(|kv| store.reports.entry(&store.keys, kv));
+        listing.entries.extend(entries);
+        listing.listed.digests.extend(kvs.map(KeyDigest::new));
+        if let Some(last) = page.kvs.last().filter(|_| page.more) {
+            *start = [&last.key[..], b"\0"].concat();
+            return Some(false);
+        }
+        Some(true)
+    }
+}
+
+async fn list_by(store: &Store, page: i64) -> Result<Listing, StoreError> {
+    let mut unfinished = Unfinished::resume(store).unwrap_or_else(|| Unfinished::begin(store));
+    loop {
+        let range = Range {
+            limit: page,
+            revision: unfinished.listing.revision,
+            ..Range::between(unfinished.start.clone(), store.keys.subnets_end.as_str())
+        };
+        let found = match get(&store.servers, range).await {
+            Ok(found) => found,
+            Err(error) => {
+                if matches!(error, StoreError::Unreachable { .. }) {
+                    unfinished.keep(store);
+                }
+                return Err(error);
+            }
+        };
+        match unfinished.add(store, &found) {
+            Some(true) => return Ok(unfinished.listing),
+            Some(false) => {}
+            None => unfinished = Unfinished::begin(store),
         }
     }
 }
 
 /// One read of the store.
-pub(super) async fn get(
-    servers: &Servers,
-    key: &[u8],
-    options: GetOptions,
-) -> Result<GetResponse, StoreError> {
+pub(super) async fn get(servers: &Servers, range: Range) -> Result<Ranged, StoreError> {
     let asked = servers.history.mark();
-    let response = servers
-        .call(|client| {
-            let (key, options) = (key.to_vec(), options.clone());
-            async move {
-                let client = client.kv_client();
-                let mut client = client.max_decoding_message_size(LONGEST_MESSAGE);
-                client.get(key, Some(options)).await
-            }
-        })
-        .await?;
-    let header = response.header();
+    let ranged = servers.call(|client| client.range(range.clone())).await?;
     // Reads are linearizable: a reply is never older than what any member has returned before.
-    let revision = header.map(|header| header.revision());
-    servers.history.check_reply(header, asked, revision);
-    Ok(response)
+    let revision = ranged.header.map(|header| header.revision);
+    servers.history.check_reply(ranged.header, asked, revision);
+    Ok(ranged)
 }
 
 /// Which unreadable keys were reported, so that each is reported once, and again only when its content changes.
@@ -186,10 +280,10 @@ impl Reports {
     /// or whose value cannot.
     pub(super) fn entry(&self, keys: &Keys, kv: &KeyValue) -> Option<Entry> {
         let key = keys
-            .subnet(kv.key())?
+            .subnet(&kv.key)?
             .inspect_err(|error| self.report(kv, error))
             .ok()?;
-        let attrs = match LeaseAttrs::parse(kv.value()) {
+        let attrs = match LeaseAttrs::parse(&kv.value) {
             Ok(attrs) => Some(attrs),
             Err(error) => {
                 self.report(kv, &error);
@@ -199,16 +293,16 @@ impl Reports {
         Some(Entry {
             key,
             attrs,
-            created: kv.create_revision(),
-            modified: kv.mod_revision(),
-            etcd_lease: Some(kv.lease()).filter(|id| *id != 0),
+            created: kv.created,
+            modified: kv.modified,
+            etcd_lease: Some(kv.lease).filter(|id| *id != 0),
         })
     }
 
     fn report(&self, kv: &KeyValue, error: &dyn std::error::Error) {
-        if let Some(unreadable) = self.first_time(kv.key(), kv.value()) {
-            let key = shorten(&String::from_utf8_lossy(kv.key()));
-            let revision = kv.mod_revision();
+        if let Some(unreadable) = self.first_time(&kv.key, &kv.value) {
+            let key = shorten(&String::from_utf8_lossy(&kv.key));
+            let revision = kv.modified;
             warn!(
                 key,
                 revision, unreadable, "ignoring an unreadable lease: {error}"

@@ -9,7 +9,7 @@ use super::Store;
 use super::held::{EtcdLease, Held, Settled, keep_alive};
 use crate::base::retry::random_seed;
 use crate::cluster::lease::store::keeper::{Outcome, OwnLease, TimeLeft};
-use crate::cluster::lease::store::spread::{LIST, spread};
+use crate::cluster::lease::store::spread::before_list;
 use crate::cluster::lease::store::state::State;
 use crate::cluster::lease::{Expiry, StoreError};
 
@@ -60,10 +60,11 @@ impl OwnLease for Own {
         let settled = renew_and_check(&store, held, renew, touched).await?;
         let etcd_lease = held.etcd_lease;
         match settled {
-            Settled::Kept { rewritten } => {
+            Settled::Kept { .. } | Settled::Retaken => {
                 drop(guard);
                 let time_left = match etcd_lease {
                     None => TimeLeft::Forever,
+                    Some(lease) if settled == Settled::Retaken => TimeLeft::FromNow(lease.ttl),
                     // Another writer attached another etcd lease, part of whose TTL has passed.
                     Some(_) if etcd_lease != before => TimeLeft::Unknown,
                     Some(lease) if renew => TimeLeft::FromNow(lease.ttl),
@@ -75,7 +76,8 @@ impl OwnLease for Own {
                 store.spares.revoke(&store.servers).await;
                 Ok(Outcome::Kept {
                     time_left,
-                    slow_down: rewritten,
+                    // Somebody may go on changing or deleting it.
+                    slow_down: settled != Settled::Kept { rewritten: false },
                 })
             }
             Settled::Lost { reason } => {
@@ -89,7 +91,7 @@ impl OwnLease for Own {
                 state.lost(&own);
                 // Whatever ended this lease may have ended those of all nodes; they must not take them again in step.
                 let nodes = state.hold_down().population();
-                sleep(spread(nodes, LIST, &mut self.seed)).await;
+                sleep(before_list(nodes, &mut self.seed)).await;
                 Ok(Outcome::Lost { reason })
             }
         }

@@ -1,9 +1,9 @@
 //! Keys of any name, for what machines share in etcd beside their leases. Written like all others: by transactions that
 //! compare what was last seen, each with a definite outcome.
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue};
-
+use super::grpc::Grpc;
 use super::listing::get;
+use super::rpc::{Compare, KeyValue, Must, Range, after};
 use super::servers::Servers;
 use super::write::Write;
 use crate::cluster::lease::{SettingsError, StoreError};
@@ -26,9 +26,9 @@ pub struct PlainKey {
 impl From<&KeyValue> for PlainKey {
     fn from(kv: &KeyValue) -> Self {
         Self {
-            name: String::from_utf8_lossy(kv.key()).into_owned(),
-            value: String::from_utf8_lossy(kv.value()).into_owned(),
-            modified: kv.mod_revision(),
+            name: String::from_utf8_lossy(&kv.key).into_owned(),
+            value: String::from_utf8_lossy(&kv.value).into_owned(),
+            modified: kv.modified,
         }
     }
 }
@@ -54,12 +54,9 @@ pub enum Condition<'a> {
 impl Condition<'_> {
     fn compare(self) -> Compare {
         match self {
-            Self::Unchanged(key, seen) => Compare::mod_revision(key, CompareOp::Equal, seen),
+            Self::Unchanged(key, seen) => Compare::key(key, Must::BeUnchangedSince(seen)),
             Self::NoneCreatedSince(folder, revision) => {
-                let after = revision.saturating_add(1);
-                // '0' is the byte after '/'.
-                let end = format!("{}0", folder.strip_suffix('/').unwrap_or(folder));
-                Compare::create_revision(folder, CompareOp::Less, after).with_range(end)
+                Compare::range(folder, after(folder), Must::BeCreatedUntil(revision))
             }
         }
     }
@@ -79,7 +76,7 @@ impl PlainKeys {
     pub fn new(settings: Etcd) -> Result<Self, SettingsError> {
         let endpoints = settings.check()?;
         Ok(Self {
-            servers: Servers::new(settings, endpoints),
+            servers: Servers::new(settings, endpoints, Box::new(Grpc)),
         })
     }
 
@@ -88,8 +85,8 @@ impl PlainKeys {
     /// # Errors
     /// No server answers, or access is refused.
     pub async fn read(&self, name: &str) -> Result<Option<PlainKey>, StoreError> {
-        let found = get(&self.servers, name.as_bytes(), GetOptions::new()).await?;
-        Ok(found.kvs().first().map(PlainKey::from))
+        let found = get(&self.servers, Range::key(name)).await?;
+        Ok(found.kvs.first().map(PlainKey::from))
     }
 
     /// Reads all keys with a prefix.
@@ -97,11 +94,14 @@ impl PlainKeys {
     /// # Errors
     /// As for [`Self::read`].
     pub async fn list(&self, folder: &str) -> Result<Folder, StoreError> {
-        let options = GetOptions::new().with_prefix().with_limit(MOST);
-        let found = get(&self.servers, folder.as_bytes(), options).await?;
+        let range = Range {
+            limit: MOST,
+            ..Range::folder(folder)
+        };
+        let found = get(&self.servers, range).await?;
         Ok(Folder {
-            keys: found.kvs().iter().map(PlainKey::from).collect(),
-            revision: found.header().map_or(0, |header| header.revision()),
+            keys: found.kvs.iter().map(PlainKey::from).collect(),
+            revision: found.header.map_or(0, |header| header.revision),
         })
     }
 

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp};
 use futures_util::{StreamExt, stream};
 
 use super::held::{self, remaining};
 use super::listing::{Entry, list};
+use super::rpc::{Compare, Must};
 use super::write::Write;
 use super::{EtcdStore, Store};
 use crate::cluster::lease::{LeaseAttrs, StoreError, SubnetKey};
@@ -59,7 +59,7 @@ impl EtcdStore {
     /// Reads all lease keys.
     pub async fn records(&mut self) -> Result<Records, StoreError> {
         let store = &self.store;
-        let listing = list(&store.servers, &store.keys, &store.reports).await?;
+        let listing = list(store).await?;
         Ok(Records {
             records: listing.entries.into_iter().map(Record::from).collect(),
             revision: listing.revision,
@@ -143,7 +143,7 @@ impl Store {
     /// Rewrites a key's own value with another etcd lease, or with none if that is 0.
     async fn attach(&self, record: &Record, etcd_lease: i64) -> Result<bool, StoreError> {
         let key = self.key(&record.key);
-        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, record.modified);
+        let unchanged = Compare::key(key.as_str(), Must::BeUnchangedSince(record.modified));
         let write = Write::attach(&key, record.modified, vec![unchanged], etcd_lease);
         Ok(write.commit(&self.servers).await?.is_some())
     }

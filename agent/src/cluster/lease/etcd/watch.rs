@@ -2,37 +2,42 @@
 //! watch ends.
 //!
 //! Neither a broken stream nor a change of server loses an event: whenever a watch starts, everything is listed and
-//! reported as a snapshot. Resuming at the revision after the last one seen would be cheaper but wrong: [another
-//! history](super::history) may have that revision as well. The config is read whenever a watch starts, and watched
-//! from there.
+//! reported as a snapshot. Only to resume at the revision after the last one seen would be cheaper but wrong: [another
+//! history](super::history) may have that revision as well. In a large cluster, where all nodes cannot list at once, a
+//! broken watch is resumed there first, and everything is listed later. The config is read whenever a watch starts, and
+//! watched from there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{
-    Error, Event, EventType, GetOptions, KeyValue, WatchFilterType, WatchOptions, WatchResponse,
-    WatchStream,
-};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::Store;
 use super::challenge;
 use super::config::{self, StoredConfig};
-use super::listing::{LONGEST_MESSAGE, Listing, get, is_compaction, list};
-use super::servers::{Connection, code};
-use crate::base::retry::{Backoff, random_seed};
+use super::listing::{Listing, get, is_compaction, list};
+use super::rpc::{Event, Failure, KeyValue, Message, Range, Watch, Watching, after, code};
+use super::servers::Connection;
+use crate::base::retry::{Backoff, jittered, random_seed};
 use crate::cluster::lease::store::reporter::{Closed, Reporter};
-use crate::cluster::lease::store::spread::{LIST, spread};
-use crate::cluster::lease::store::{DEADLINE, RECONNECT};
+use crate::cluster::lease::store::spread::{before_list, before_requests};
+use crate::cluster::lease::store::{DEADLINE, RECONNECT, until};
 use crate::cluster::lease::{Lease, StoreError, StoreEvent, SubnetKey};
 
-/// After this long without a message the server is asked for one. HTTP/2 pings detect dead connections sooner; this
-/// detects a server that answers pings and nothing else.
-const SILENCE: Duration = Duration::from_secs(60);
+/// After at most this long without a message the server is asked for one; after a random part of it, since the last
+/// event came to all nodes at the same moment. HTTP/2 pings detect dead connections sooner; this detects a server that
+/// answers pings and nothing else.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// The longest part of [`SILENCE`] that is left out.
+const SILENCE_JITTER: f64 = 0.5;
+
+/// A cluster with more leases than this goes on with its watches at once when they broke, and lists later.
+const LISTED_AT_ONCE: usize = 2000;
 
 /// The ID of the challenge watch on its stream; the server numbers the others from 0.
 const QUESTIONS: i64 = 100;
@@ -47,8 +52,10 @@ pub(super) struct Watcher {
     /// Challenges that are being answered.
     answers: JoinSet<()>,
     backoff: Backoff,
-    /// Where to watch from, if everything has just been listed.
+    /// Where to watch from, if nothing need be listed before.
     next: Option<i64>,
+    /// When to list everything, though no event was missed.
+    list: Option<Instant>,
     seed: u64,
 }
 
@@ -67,6 +74,8 @@ enum Stop {
     Failed(StoreError),
     /// The stream does not continue from the list, or skips something.
     Outdated,
+    /// It is time for the list that was put off.
+    Due,
     /// The receiver of the events is gone.
     Closed,
 }
@@ -99,6 +108,7 @@ impl Watcher {
             own,
             backoff: RECONNECT.seeded(random_seed()),
             next: None,
+            list: None,
             seed: random_seed(),
         }
     }
@@ -119,21 +129,49 @@ impl Watcher {
                 Ok(never) => match never {},
                 Err(stop) => stop,
             };
+            interrupted = !matches!(stop, Stop::Due);
             match stop {
-                Stop::Broken | Stop::Outdated => {}
+                Stop::Due => {}
                 Stop::Closed => return,
+                Stop::Outdated => self.pause_before_list().await,
+                Stop::Broken => self.pause_before_going_on().await,
                 Stop::Failed(error) => {
                     let told = self.reporter.unreachable((&error).into()).await;
                     if told.is_err() {
                         return;
                     }
+                    self.pause_before_going_on().await;
                 }
             }
-            interrupted = true;
-            // Whatever ended this watch may have ended those of all nodes.
-            let nodes = self.store.state.hold_down().population();
-            sleep(self.backoff.next_delay() + spread(nodes, LIST, &mut self.seed)).await;
         }
+    }
+
+    /// What was known is of no use. Whatever ended this watch may have ended those of all nodes.
+    async fn pause_before_list(&mut self) {
+        (self.next, self.list) = (None, None);
+        let nodes = self.store.state.hold_down().population();
+        let list = Instant::now() + self.backoff.next_delay() + before_list(nodes, &mut self.seed);
+        // The own key may be missing as well, and must not wait that long.
+        sleep(before_requests(nodes, &mut self.seed)).await;
+        self.store.state.touch();
+        sleep_until(list).await;
+    }
+
+    /// The stream broke. In a large cluster, where a list must wait, the watch goes on from the last event; the list is
+    /// put off, not left out: only it shows [another history](super::history) whose revision has come as far.
+    async fn pause_before_going_on(&mut self) {
+        let nodes = self.store.state.hold_down().population();
+        let seen = self.store.servers.history.mark().seen();
+        let mut pause = self.backoff.next_delay();
+        match seen.filter(|_| nodes > LISTED_AT_ONCE) {
+            Some(seen) => {
+                self.next = Some(seen.saturating_add(1));
+                self.list = self.list.or_else(|| Some(Instant::now()));
+                pause += before_requests(nodes, &mut self.seed);
+            }
+            None => pause += before_list(nodes, &mut self.seed),
+        }
+        sleep(pause).await;
     }
 
     /// Catches up and follows the stream until it ends. `interrupted`: an earlier one ended.
@@ -146,14 +184,20 @@ impl Watcher {
         let connection = store.servers.connection().await?;
         let (mut stream, leases) = self.open(&connection, from).await?;
         self.backoff.reset();
+        self.put_off_list();
         let url = store.servers.url(&connection).to_owned();
         self.reporter.reachable(url).await?;
         self.answer_earlier().await;
         // `open` waited for the first watch's confirmation. Refused watches have no ID.
         let mut created = 1;
         loop {
+            let silence = jittered(SILENCE, SILENCE_JITTER, &mut self.seed);
             let message = tokio::select! {
-                message = next_message(&mut stream) => message,
+                message = next_message(stream.as_mut(), silence) => message,
+                () = until(self.list) => {
+                    self.list = None;
+                    return Err(Stop::Due);
+                }
                 () = self.reporter.hold_down_ends() => {
                     self.reporter.gone().await?;
                     continue;
@@ -164,23 +208,32 @@ impl Watcher {
             let response = match message {
                 Ok(Some(response)) => response,
                 Ok(None) => return Err(self.broken(&connection, None)),
-                Err(error) => return Err(self.broken(&connection, error.as_ref())),
+                Err(failure) => return Err(self.broken(&connection, failure)),
             };
-            created += u32::from(response.created());
-            if response.canceled() && response.created() && created == THIRD {
+            created += u32::from(response.created);
+            if response.canceled && response.created && created == THIRD {
                 self.not_asked(&response);
                 continue;
             }
-            if response.canceled() {
+            if response.canceled {
                 return Err(self.canceled(&connection, &response));
             }
-            let of_leases = response.watch_id() == leases;
-            let first = response.events().first().and_then(|event| event.kv());
-            let first = first.filter(|_| of_leases).map(|kv| kv.mod_revision());
-            if !store.servers.history.fits(response.header(), first) {
+            let of_leases = response.watch == leases;
+            let first = response.events.first().filter(|_| of_leases);
+            let first = first.map(|event| event.kv.modified);
+            if !store.servers.history.fits(response.header, first) {
                 return Err(Stop::Outdated);
             }
             self.received(&response, leases).await?;
+        }
+    }
+
+    /// Draws another time for a list that would be made as soon as the watch goes on: by all nodes at once.
+    fn put_off_list(&mut self) {
+        let now = Instant::now();
+        if self.list.is_some_and(|list| list <= now) {
+            let nodes = self.store.state.hold_down().population();
+            self.list = Some(now + before_list(nodes, &mut self.seed));
         }
     }
 
@@ -198,7 +251,7 @@ impl Watcher {
         let leases = match self.next.take() {
             Some(next) => next,
             None => {
-                let listing = list(&store.servers, &store.keys, &store.reports).await?;
+                let listing = list(&store).await?;
                 let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
                 let own = own.map(|entry| entry.modified);
                 let (next, is_other) = self.take_in(listing).await?;
@@ -240,12 +293,14 @@ impl Watcher {
         let (None, Some((revision, known))) = (&found, known) else {
             return Ok(found);
         };
-        let options = GetOptions::new()
-            .with_range(self.store.keys.subnets_end.as_str())
-            .with_revision(revision)
-            .with_count_only();
-        let had = match get(servers, self.store.keys.subnets.as_bytes(), options).await {
-            Ok(response) => usize::try_from(response.count()).ok(),
+        let keys = &self.store.keys;
+        let range = Range {
+            revision,
+            count_only: true,
+            ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
+        };
+        let had = match get(servers, range).await {
+            Ok(found) => usize::try_from(found.count).ok(),
             // Most likely compacted: then it cannot be checked.
             Err(StoreError::Refused { .. }) => None,
             Err(error) => return Err(error),
@@ -259,64 +314,77 @@ impl Watcher {
     /// and one of the challenges to this node. Also returns the ID of the first.
     ///
     /// A single watch from config to leases would do, but a user may have rights to these keys only.
-    async fn open(&self, connection: &Connection, from: From) -> Result<(WatchStream, i64), Stop> {
-        let keys = &self.store.keys;
-        let options = WatchOptions::new()
-            .with_range(keys.subnets_end.as_str())
-            .with_start_revision(from.leases)
-            .with_progress_notify();
-        let of_config = WatchOptions::new().with_start_revision(from.config);
+    async fn open(
+        &self,
+        connection: &Connection,
+        from: From,
+    ) -> Result<(Box<dyn Watching>, i64), Stop> {
         let opened = timeout(DEADLINE, async {
-            // etcd refuses a watch with an expired token inside the stream, where the client library does not notice
-            // it.
-            if self.store.servers.has_user() {
-                connection.client.refresh_token().await?;
-            }
-            let client = connection.client.watch_client();
-            let mut stream = client
-                .max_decoding_message_size(LONGEST_MESSAGE)
-                .watch(keys.subnets.as_str(), Some(options))
-                .await?;
+            let leases = self.lease_watch(from.leases);
+            let mut stream = connection.client.watch(leases).await?;
             let first = stream.message().await?;
-            stream.watch(keys.config.as_str(), Some(of_config)).await?;
-            if let Some(questions) = &self.questions {
-                // Earlier challenges are read once the watch is confirmed.
-                let options = WatchOptions::new()
-                    .with_prefix()
-                    .with_watch_id(QUESTIONS)
-                    .with_start_revision(from.config)
-                    .with_filters([WatchFilterType::NoDelete]);
-                stream.watch(questions.as_str(), Some(options)).await?;
+            for watch in self.other_watches(from.config) {
+                stream.add(watch).await?;
             }
-            Ok::<_, Error>((stream, first))
+            Ok::<_, Failure>((stream, first))
         });
-        let failed = |error| Stop::Failed(self.store.servers.broken(connection, error));
+        let failed = |failure| Stop::Failed(self.store.servers.broken(connection, failure));
         match opened.await {
-            Ok(Ok((_, Some(first)))) if first.canceled() => {
+            Ok(Ok((_, Some(first)))) if first.canceled => {
                 Err(match self.canceled(connection, &first) {
-                    Stop::Broken => {
-                        failed(Some(&Error::WatchError(first.cancel_reason().to_owned())))
-                    }
+                    Stop::Broken => failed(Some(refused(&first))),
                     stop => stop,
                 })
             }
-            Ok(Ok((stream, Some(created)))) => Ok((stream, created.watch_id())),
+            Ok(Ok((stream, Some(created)))) => Ok((stream, created.watch)),
             Ok(Ok((_, None))) | Err(_) => Err(failed(None)),
-            Ok(Err(error)) => Err(failed(Some(&error))),
+            Ok(Err(failure)) => Err(failed(Some(failure))),
         }
     }
 
-    fn canceled(&self, connection: &Connection, response: &WatchResponse) -> Stop {
-        let reason = response.cancel_reason();
-        let compacted = response.compact_revision();
-        if compacted > 0 || is_compaction(reason) {
+    fn lease_watch(&self, from: i64) -> Watch {
+        let keys = &self.store.keys;
+        Watch {
+            id: 0,
+            key: keys.subnets.as_str().into(),
+            end: keys.subnets_end.as_str().into(),
+            from,
+            progress: true,
+            deletions: true,
+        }
+    }
+
+    /// The watches of the config and of the challenges to this node.
+    fn other_watches(&self, from: i64) -> impl Iterator<Item = Watch> {
+        let of_config = Watch {
+            id: 0,
+            key: self.store.keys.config.as_str().into(),
+            end: Vec::new(),
+            from,
+            progress: false,
+            deletions: true,
+        };
+        // Earlier challenges are read once the watch is confirmed.
+        let of_questions = self.questions.as_deref().map(|questions| Watch {
+            id: QUESTIONS,
+            key: questions.into(),
+            end: after(questions).into(),
+            deletions: false,
+            ..of_config.clone()
+        });
+        std::iter::once(of_config).chain(of_questions)
+    }
+
+    fn canceled(&self, connection: &Connection, response: &Message) -> Stop {
+        let compacted = response.compacted;
+        if compacted > 0 || is_compaction(&response.reason) {
             info!(
                 compacted,
                 "etcd compacted revisions that this node has not seen; listing all leases again"
             );
             return Stop::Outdated;
         }
-        self.broken(connection, Some(&Error::WatchError(reason.to_owned())))
+        self.broken(connection, Some(refused(response)))
     }
 
     /// Answers challenges that were sent while there was no watch: the asking node waits for seconds.
@@ -343,51 +411,47 @@ impl Watcher {
     }
 
     /// Reports once that other nodes cannot ask whether this node is alive.
-    fn not_asked(&mut self, response: &WatchResponse) {
+    fn not_asked(&mut self, response: &Message) {
         let Some(questions) = self.questions.take() else {
             return;
         };
         warn!(
             "etcd refused to watch {questions}: {}. A clone of this node that starts could take over its lease; give the etcd role readwrite there",
-            response.cancel_reason()
+            response.reason
         );
     }
 
-    fn broken(&self, connection: &Connection, error: Option<&Error>) -> Stop {
-        if let Some(Error::GRpcStatus(status)) = error
-            && i32::from(status.code()) == code::OUT_OF_RANGE
-        {
+    fn broken(&self, connection: &Connection, failure: Option<Failure>) -> Stop {
+        if failure.as_ref().and_then(|failure| failure.code) == Some(code::OUT_OF_RANGE) {
             // More changes at once than fit into a message. A list comes in pages.
             return Stop::Outdated;
         }
-        let error = self.store.servers.broken(connection, error);
+        let error = self.store.servers.broken(connection, failure);
         debug!("the watch of the leases ended: {error}");
         Stop::Broken
     }
 
     /// Turns one message of the stream into events. `leases`: the ID of the lease watch.
-    async fn received(&mut self, response: &WatchResponse, leases: i64) -> Result<(), Stop> {
+    async fn received(&mut self, response: &Message, leases: i64) -> Result<(), Stop> {
         let store = Arc::clone(&self.store);
-        if response.watch_id() == QUESTIONS {
-            for question in response.events().iter().filter_map(Event::kv) {
-                self.answer(question.clone());
+        if response.watch == QUESTIONS {
+            for question in &response.events {
+                self.answer(question.kv.clone());
             }
             return Ok(());
         }
         // The reply to a progress request belongs to no watch and may overtake events (etcd-io/etcd#15220), so its
         // revision proves nothing; what the server sends unasked stays in order.
-        if response.watch_id() != leases {
-            return match response.events().last() {
+        if response.watch != leases {
+            return match response.events.last() {
                 Some(event) => self.config_changed(event).await,
                 None => Ok(()),
             };
         }
-        let changes = self.lease_changes(response.events());
-        let events = response.events().iter();
-        let last = events.filter_map(|event| event.kv()).next_back();
+        let changes = self.lease_changes(&response.events);
         let seen = seen_revision(
-            response.header().map(|header| header.revision()),
-            last.map(|kv| kv.mod_revision()),
+            response.header.map(|header| header.revision),
+            response.events.last().map(|event| event.kv.modified),
         );
         if let Some(seen) = seen {
             store.servers.history.reach(seen);
@@ -399,24 +463,17 @@ impl Watcher {
     fn lease_changes(&self, events: &[Event]) -> BTreeMap<SubnetKey, Option<Lease>> {
         let store = &self.store;
         let mut changes = BTreeMap::new();
-        for event in events {
-            let Some(kv) = event.kv() else {
-                continue;
-            };
-            let gone = event.event_type() == EventType::Delete;
-            store.servers.history.follow(kv, gone);
-            let key = match event.event_type() {
+        for Event { kv, gone } in events {
+            store.servers.history.follow(kv, *gone);
+            let key = match gone {
                 // The deletion of an unreadable key needs no report.
-                EventType::Delete => {
-                    store
-                        .keys
-                        .subnet(kv.key())
-                        .and_then(Result::ok)
-                        .inspect(|key| {
-                            changes.insert(*key, None);
-                        })
+                true => {
+                    let key = store.keys.subnet(&kv.key).and_then(Result::ok);
+                    key.inspect(|key| {
+                        changes.insert(*key, None);
+                    })
                 }
-                EventType::Put => store.reports.entry(&store.keys, kv).map(|entry| {
+                false => store.reports.entry(&store.keys, kv).map(|entry| {
                     // An unreadable value changes nothing: the previous one stays in use.
                     let key = entry.key;
                     if let Some(lease) = entry.into_lease() {
@@ -426,15 +483,14 @@ impl Watcher {
                 }),
             };
             if key.is_some() && key == self.own {
-                self.check_own(Some(kv.mod_revision()));
+                self.check_own(Some(kv.modified));
             }
         }
         changes
     }
 
     async fn config_changed(&self, event: &Event) -> Result<(), Stop> {
-        let kv = event.kv().filter(|_| event.event_type() == EventType::Put);
-        let found = kv.map(StoredConfig::new);
+        let found = (!event.gone).then(|| StoredConfig::new(&event.kv));
         match config::changed_event(&self.store, found.as_ref()) {
             Some(event) => Ok(self.reporter.send(event).await?),
             None => Ok(()),
@@ -465,9 +521,17 @@ fn seen_revision(header: Option<i64>, last: Option<i64>) -> Option<i64> {
     last.or(header)
 }
 
-/// The next message. `Err(None)`: the server fell silent.
-async fn next_message(stream: &mut WatchStream) -> Result<Option<WatchResponse>, Option<Error>> {
-    if let Ok(message) = timeout(SILENCE, stream.message()).await {
+/// What ended a watch that the server refused to go on with.
+fn refused(message: &Message) -> Failure {
+    Failure::text(format!("watch error: {}", message.reason))
+}
+
+/// The next message; the server is asked for one after `silence`. `Err(None)`: it fell silent.
+async fn next_message(
+    stream: &mut dyn Watching,
+    silence: Duration,
+) -> Result<Option<Message>, Option<Failure>> {
+    if let Ok(message) = timeout(silence, stream.message()).await {
         return message.map_err(Some);
     }
     stream.request_progress().await.map_err(Some)?;

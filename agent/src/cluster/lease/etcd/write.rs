@@ -9,11 +9,11 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use tokio::time::sleep;
 
 use super::held::EtcdLease;
 use super::listing::get;
+use super::rpc::{Change, Compare, KeyValue, Range, Txn};
 use super::servers::Servers;
 use crate::cluster::lease::StoreError;
 
@@ -33,19 +33,6 @@ pub(super) struct Write<'a> {
     change: Change,
 }
 
-enum Change {
-    Put {
-        value: Vec<u8>,
-        /// 0 for none.
-        etcd_lease: i64,
-    },
-    /// The same value with another etcd lease, or with none if that is 0.
-    Attach {
-        etcd_lease: i64,
-    },
-    Delete,
-}
-
 /// What a key holds.
 #[derive(Clone, Copy, Debug)]
 struct Found<'a> {
@@ -57,9 +44,9 @@ struct Found<'a> {
 impl<'a> From<&'a KeyValue> for Found<'a> {
     fn from(kv: &'a KeyValue) -> Self {
         Self {
-            value: kv.value(),
-            etcd_lease: kv.lease(),
-            modified: kv.mod_revision(),
+            value: &kv.value,
+            etcd_lease: kv.lease,
+            modified: kv.modified,
         }
     }
 }
@@ -119,23 +106,18 @@ impl<'a> Write<'a> {
         let mut lost_reply = None;
         for pause in PAUSES {
             sleep(pause).await;
-            let txn = Txn::new()
-                .when(self.compares.clone())
-                .and_then([self.change.op(self.key)]);
-            let answer = servers
-                .call_once(|mut client| {
-                    let txn = txn.clone();
-                    async move { client.txn(txn).await }
-                })
-                .await;
-            if let Ok(response) = &answer {
-                servers.history.check_cluster(response.header());
+            let txn = Txn {
+                when: self.compares.clone(),
+                key: self.key.into(),
+                change: self.change.clone(),
+            };
+            let answer = servers.call_once(|client| client.txn(txn.clone())).await;
+            if let Ok(committed) = &answer {
+                servers.history.check_cluster(committed.header);
             }
             let refused = match answer {
-                Ok(response) if response.succeeded() => {
-                    return Ok(Some(
-                        response.header().map_or(0, |header| header.revision()),
-                    ));
+                Ok(committed) if committed.succeeded => {
+                    return Ok(Some(committed.header.map_or(0, |header| header.revision)));
                 }
                 // Or this is the reply to a request that a proxy sent twice.
                 Ok(_) => true,
@@ -145,8 +127,8 @@ impl<'a> Write<'a> {
                 }
                 Err(error) => return Err(error),
             };
-            let found = get(servers, self.key.as_bytes(), GetOptions::new()).await?;
-            match self.trace(found.kvs().first().map(Found::from)) {
+            let found = get(servers, Range::key(self.key)).await?;
+            match self.trace(found.kvs.first().map(Found::from)) {
                 Trace::Done(revision) => return Ok(Some(revision)),
                 Trace::Untouched if !refused => {}
                 // An earlier attempt may still be in flight, and be committed once the key is free again.
@@ -177,24 +159,6 @@ impl<'a> Write<'a> {
         match written {
             true => Trace::Done(found.modified),
             false => Trace::Other,
-        }
-    }
-}
-
-impl Change {
-    fn op(&self, key: &str) -> TxnOp {
-        match self {
-            Self::Put { value, etcd_lease } => {
-                let options = (*etcd_lease != 0).then(|| PutOptions::new().with_lease(*etcd_lease));
-                TxnOp::put(key, value.clone(), options)
-            }
-            Self::Attach { etcd_lease } => {
-                let options = PutOptions::new()
-                    .with_ignore_value()
-                    .with_lease(*etcd_lease);
-                TxnOp::put(key, Vec::new(), Some(options))
-            }
-            Self::Delete => TxnOp::delete(key, None),
         }
     }
 }

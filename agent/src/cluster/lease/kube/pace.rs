@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::base::retry::{Backoff, jittered, next_random};
 use crate::cluster::lease::store::RECONNECT;
-use crate::cluster::lease::store::spread::{LIST, spread};
+use crate::cluster::lease::store::spread::before_list;
 
 /// A watch that ends sooner than this counts as a failure.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ impl Pace {
     }
 
     fn spread(&mut self, nodes: usize) -> Duration {
-        spread(nodes, LIST, &mut self.seed)
+        before_list(nodes, &mut self.seed)
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
         let mut pace = Pace::new(1);
         let watched = Duration::from_secs(250);
         assert_eq!(pace.after_watch(watched, false, 5000), Duration::ZERO);
-        assert!(pace.after_watch(watched, true, 3) < LIST * 3);
+        assert!(pace.after_watch(watched, true, 3) < Duration::from_millis(3));
         assert!(pace.after_failure(None, 3) <= Duration::from_millis(100));
         // Watches that end at once are failures.
         let pauses = [(); 10].map(|()| pace.after_watch(Duration::ZERO, false, 3));

@@ -15,6 +15,8 @@ use crate::cluster::lease::SubnetKey;
 pub(in crate::cluster::lease) struct HoldDown {
     known: BTreeSet<SubnetKey>,
     missing: BTreeSet<SubnetKey>,
+    /// How many leases there were when they were last counted.
+    counted: usize,
     /// Until when missing leases still count.
     until: Option<Instant>,
 }
@@ -31,9 +33,14 @@ impl HoldDown {
         self.missing.remove(key);
     }
 
+    /// A server has counted the leases; the list itself may still fail.
+    pub(in crate::cluster::lease) fn counted(&mut self, leases: usize) {
+        self.counted = leases;
+    }
+
     /// The number of leases, as far as known.
     pub(in crate::cluster::lease) fn population(&self) -> usize {
-        self.known.len()
+        self.known.len().max(self.counted)
     }
 
     /// All leases were listed. Returns those that are missing but still count.
@@ -103,6 +110,13 @@ mod tests {
         assert!(hold_down.removed(all[0], now));
         assert_eq!(hold_down.listed(keys(&[3]).into_iter(), now), []);
         assert_eq!((hold_down.due(), hold_down.population()), (None, 1));
+    }
+
+    #[test]
+    fn a_list_that_fails_halfway_has_told_how_large_the_cluster_is() {
+        let mut hold_down = HoldDown::default();
+        hold_down.counted(65_000);
+        assert_eq!(hold_down.population(), 65_000);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Expiry;
 use super::hold_down::HoldDown;
+use super::spread::longest_before_list;
 use crate::cluster::lease::SubnetKey;
 
 /// State shared by the watcher, the keeper and the store's methods.
@@ -37,9 +38,12 @@ impl State {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the hold-down: for a while, leases that vanished still count.
+    /// Starts the hold-down: leases that vanished still count for as long as their owners may wait before they take them
+    /// again.
     pub(in crate::cluster::lease) fn start_hold_down(&self) {
-        self.hold_down().start(Instant::now() + self.grace);
+        let mut hold_down = self.hold_down();
+        let owners_wait = longest_before_list(hold_down.population());
+        hold_down.start(Instant::now() + self.grace + owners_wait);
     }
 
     /// The own lease is lost. Others may be too, and their owners are taking them again: start the hold-down.

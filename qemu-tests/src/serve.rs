@@ -146,14 +146,14 @@ impl Server {
 
     fn respond(&self, request: &Request, stream: &mut dyn Stream, tls: bool) -> Result<()> {
         let demands = Demands::of(&self.files)?;
-        if let Some(Answer { status, body }) = demands.answer(request) {
-            self.note(request, tls, status)?;
-            return send(stream, status, &body);
+        if let Some(answer) = demands.answer(request) {
+            self.note(request, tls, answer.status)?;
+            return send(stream, &answer);
         }
         let found = request.path().and_then(|path| self.open(path));
         let Some(mut found) = found else {
             self.note(request, tls, 404)?;
-            return send(stream, 404, "");
+            return send(stream, &Answer::empty(404));
         };
         let from = request
             .from()
@@ -216,7 +216,12 @@ impl Server {
 }
 
 /// Answers without a file.
-fn send(stream: &mut dyn Stream, status: u16, body: &str) -> Result<()> {
+fn send(stream: &mut dyn Stream, answer: &Answer) -> Result<()> {
+    let Answer {
+        status,
+        header,
+        body,
+    } = answer;
     let reason = match status {
         200 => "OK",
         400 => "Bad Request",
@@ -226,7 +231,7 @@ fn send(stream: &mut dyn Stream, status: u16, body: &str) -> Result<()> {
     };
     let length = body.len();
     let answer = format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        "HTTP/1.1 {status} {reason}\r\n{header}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     );
     (stream.write_all(answer.as_bytes()))
         .and_then(|()| stream.flush())

@@ -54,14 +54,21 @@ pub(crate) struct Header {
 pub(super) struct Answer {
     /// The status.
     pub(super) status: u16,
+    /// A further header, as a whole line; empty: none.
+    pub(super) header: String,
     /// The body.
     pub(super) body: String,
 }
 
 impl Answer {
-    fn empty(status: u16) -> Self {
-        let body = String::new();
-        Self { status, body }
+    /// One that has only a status.
+    pub(super) fn empty(status: u16) -> Self {
+        let (header, body) = (String::new(), String::new());
+        Self {
+            status,
+            header,
+            body,
+        }
     }
 }
 
@@ -115,10 +122,14 @@ impl Token {
     fn given_to(&self, request: &Request) -> Answer {
         let seconds = request.header(&self.lifetime);
         let seconds = seconds.and_then(|seconds| seconds.parse().ok());
-        if !seconds.is_some_and(|seconds| TOKEN_SECONDS.contains(&seconds)) {
+        let Some(seconds) = seconds.filter(|seconds| TOKEN_SECONDS.contains(seconds)) else {
             return Answer::empty(400);
+        };
+        Answer {
+            status: 200,
+            // Amazon's SDK, by which Ignition asks for the region, takes no token without it.
+            header: format!("{}: {seconds}\r\n", self.lifetime),
+            body: self.token.clone(),
         }
-        let body = self.token.clone();
-        Answer { status: 200, body }
     }
 }

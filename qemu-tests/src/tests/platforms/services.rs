@@ -186,6 +186,10 @@ fn ec2(public_key: &str) -> Result<Given> {
         &demands,
         &[
             ("2019-10-01/user-data", config.to_string()),
+            (
+                "latest/dynamic/instance-identity/document",
+                json!({"instanceId": "i-1234567890abcdef0", "region": "eu-central-1"}).to_string(),
+            ),
             (&format!("{data}/local-ipv4"), ADDRESS.to_owned()),
             (&format!("{data}/public-ipv4"), "203.0.113.25".to_owned()),
             (&format!("{data}/public-keys/index"), "0=harness".to_owned()),

@@ -77,7 +77,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         )
         .await
         .map_err(|error| error.to_cause())?;
-        let earlier_run = EarlierRun::find(&self.settings, executor.kernel_mut())
+        let earlier_run = EarlierRun::find(&self.settings, executor.kernel_mut(), &backend.scope())
             .await
             .map_err(|error| error.to_cause())?;
         let past = Past {

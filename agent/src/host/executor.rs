@@ -17,8 +17,8 @@
 
 mod claims;
 mod data_plane;
+mod states;
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 pub use self::claims::ClaimError;
@@ -255,11 +255,13 @@ impl Executor {
             broken,
         } = applied;
         let of_forwards = self.data_plane.finish(&forwards, &broken);
+        // Before charon hears of it, and makes new ones.
+        let is_kept = |peer| self.ike.as_ref().is_some_and(|ike| ike.has(peer));
+        let stale = states::stale(&connections, new.iter().chain(&old), is_kept);
+        self.kernel.delete_states(&stale).await?;
         if let Some(ike) = &self.ike {
             ike.apply(&connections);
         }
-        let gone: Vec<Ipv4Addr> = connections.iter().filter_map(gone_peer).collect();
-        self.kernel.delete_states(&gone).await?;
         let of_old = self.kernel.set_policies(&old).await?;
         if let Some(runner) = self.hooks.as_mut().filter(|_| !hooks.is_empty()) {
             runner.start(hooks);
@@ -288,17 +290,6 @@ impl Executor {
     fn update_claimed(&mut self) {
         let claimed = claims::devices(&self.claims).collect();
         self.kernel.set_claimed(claimed, self.data_plane.device());
-    }
-}
-
-/// The peer whose connection a change removes.
-fn gone_peer(change: &Change) -> Option<Ipv4Addr> {
-    match change {
-        Change::Del {
-            key: Key::Connection(peer),
-            ..
-        } => Some(*peer),
-        Change::Del { .. } | Change::Set { .. } => None,
     }
 }
 

@@ -11,8 +11,8 @@ use crate::host::{Host, block_on, peer, subnet};
 
 const CONFIG: &str = r#"{"Type":"ipsec","PSK":"4bc1e570ff249cce3cc8cef5e2f8625bac76c7b02532f8bde9747196eb15a742480e265bbc0c60c265a8fe4eb6380cd1"}"#;
 
-/// Six policies for no peer, and the route to the network.
-const OWN: u64 = 7;
+/// Eight policies for no peer, and the route to the network.
+const OWN: u64 = 9;
 
 /// Three policies for a peer. Its connection is charon's, whom nobody tells here: it is asked for in each pass.
 const FOR_PEER: u64 = 3;
@@ -40,10 +40,10 @@ fn policies_follow_the_peers() {
         let mut agent = host.agent_configured(0, CONFIG, &[]).await;
         assert_eq!(agent.resync().await.counts.created, OWN);
         let own = policies(&host);
-        assert_eq!(own.len(), 6);
+        assert_eq!(own.len(), 8);
         agent.set_peer(&ipsec_peer(1)).await;
         let with_peer = policies(&host);
-        assert_eq!(with_peer.len(), 9);
+        assert_eq!(with_peer.len(), 11);
         assert!(
             with_peer
                 .iter()
@@ -54,7 +54,7 @@ fn policies_follow_the_peers() {
         moved.attrs.public_ip = Some([198, 51, 100, 9].into());
         agent.set_peer(&moved).await;
         let text = policies(&host).concat();
-        assert_eq!(policies(&host).len(), 9);
+        assert_eq!(policies(&host).len(), 11);
         assert!(
             text.contains("198.51.100.9") && !text.contains("198.18."),
             "{text}"
@@ -84,6 +84,9 @@ fn what_flannel_or_an_earlier_run_left_is_taken_over() {
             ));
         }
     }
+    // The host had another address.
+    let former = "src 192.0.2.77/32 dst 10.0.0.0/8 dir out action block priority 2147442207";
+    host.ns.ip(&format!("xfrm policy add {former}"));
     let others = "src 198.51.100.0/24 dst 203.0.113.0/24 dir out";
     host.ns.ip(&format!(
         "xfrm policy add {others} tmpl src 192.0.2.1 dst 192.0.2.9 proto esp reqid 11 mode tunnel"
@@ -94,10 +97,11 @@ fn what_flannel_or_an_earlier_run_left_is_taken_over() {
         // The connection is no object of the kernel's.
         assert_eq!(
             (counts.created, counts.changed, counts.removed),
-            (OWN + 1, 0, FOR_PEER)
+            (OWN + 1, 0, FOR_PEER + 1)
         );
         let text = policies(&host).concat();
         assert!(!text.contains("10.0.2.0/24"), "{text}");
+        assert!(!text.contains("192.0.2.77"), "{text}");
         agent.reconciler.remove_all().await.unwrap();
         let left = policies(&host);
         assert_eq!(left.len(), 1);

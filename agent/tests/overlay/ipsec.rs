@@ -109,6 +109,34 @@ fn nodes_agree_by_ike_and_nothing_leaves_in_plain_text_before() {
 }
 
 #[test]
+fn what_the_host_itself_sends_to_a_peers_containers_stays_off_the_wire() {
+    let store = Store::start(&network(SECRET, ""));
+    let wire = Wire::tap(&store.switch);
+    let (mut one, mut two) = (host(&store, 1), host(&store, 2));
+    one.0.join();
+    two.0.join();
+    wait_for_policies(&one.0, &two.0);
+    let (one, two) = (one.0, two.0);
+    let pings = |target: &str| {
+        let mut ping = one.namespace.command("ping");
+        let from = one.address.to_string();
+        ping.args(["-c1", "-W1", "-I", &from, target]);
+        ping.output().expect("ping").status.success()
+    };
+    // The peer's bridge answers ARP on the underlay: without a policy the packet leaves.
+    let gateway = |host: &Host| {
+        let env = host.subnet_env("FLANNEL_SUBNET");
+        env.split_once('/').expect("a prefix").0.to_owned()
+    };
+    assert!(!pings(&gateway(&two)));
+    assert!(!pings("10.5.255.2"));
+    // Its own containers and the underlay are not cut off.
+    assert!(pings(&gateway(&one)));
+    assert!(pings(&two.address.to_string()));
+    assert_eq!(wire.end().plain, 0);
+}
+
+#[test]
 fn with_udp_encapsulation_the_mtu_is_smaller() {
     let (_store, (one, charon), (two, _on_two)) = pair(&network(SECRET, r#","UDPEncap":true"#));
     assert_eq!(one.subnet_env("FLANNEL_MTU"), "1415");
@@ -195,6 +223,36 @@ fn a_charon_that_is_killed_is_told_everything_again() {
     }
     on_two.wait_established(&one);
     wait_until("readiness", || one.ask("/readyz").0 == 200);
+}
+
+/// The names and charon's numbers of the associations: `NAME: #7, ESTABLISHED, IKEv2, …`.
+fn numbers(charon: &Charon) -> Vec<String> {
+    let text = charon.associations();
+    let lines = text.lines().filter(|line| line.contains("ESTABLISHED"));
+    let numbers = lines.filter_map(|line| line.split_once(','));
+    numbers.map(|(number, _)| number.to_owned()).collect()
+}
+
+#[test]
+fn associations_outlive_a_restart_of_the_agent() {
+    let (_store, (mut one, on_one), (two, on_two)) = pair(&network(SECRET, ""));
+    on_one.wait_established(&two);
+    on_two.wait_established(&one);
+    let before = numbers(&on_one);
+    assert_eq!(before.len(), 1, "{before:?}");
+    for _ in 0..2 {
+        let loads = |charon: &Charon| charon.said().matches("loaded IKE shared key").count();
+        let told = loads(&on_one);
+        one.kill_agent();
+        one.start_agent();
+        one.wait_ready();
+        wait_until("an agent that told charon everything", || {
+            loads(&on_one) > told
+        });
+        // Two passes more.
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        assert_eq!(numbers(&on_one), before, "{}", on_one.said());
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! What an earlier run of the agent left in the kernel.
 
 use ipnet::IpNet;
+use tracing::debug;
 
+use crate::base::logging::chain;
 use crate::base::net::InterfaceName;
 use crate::host::identity::vxlan::stored_devices;
 use crate::host::netlink::{Kernel, KernelError};
@@ -22,10 +24,16 @@ pub(crate) struct EarlierRun {
 
 impl EarlierRun {
     /// Finds the overlay devices that keep a MAC address or carry our routes, the networks in `subnet.env`, and policies
-    /// of IPsec for those.
+    /// of IPsec for those. `scope` is the present backend's.
+    ///
+    /// # Errors
+    ///
+    /// The netlink exchange with the kernel failed, except about policies: most hosts never had any, and some do not let
+    /// the agent ask.
     pub(crate) async fn find(
         settings: &Settings,
         kernel: &mut Kernel,
+        scope: &Scope,
     ) -> Result<Self, KernelError> {
         // The caller that reads the previous subnet reports an unreadable file.
         let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
@@ -39,8 +47,10 @@ impl EarlierRun {
             }
         }
         let overlay = |(name, object)| table::maker(&name, &object).map(|_| name);
+        // The first question loads the kernel's module: ask only where there may be policies, and no backend will look.
+        let may_have_policies = !scope.ipsec && !networks.is_empty();
         Ok(Self {
-            ipsec: kernel.has_policies(&networks).await?,
+            ipsec: may_have_policies && found_policies(kernel.has_policies(&networks).await),
             links: found.into_iter().filter_map(overlay).collect(),
             networks,
         })
@@ -60,5 +70,40 @@ impl EarlierRun {
         }
         scope.ipsec |= self.ipsec;
         scope
+    }
+}
+
+/// Whether there are policies; where nobody can say, there are none to remove either.
+fn found_policies(answer: Result<bool, KernelError>) -> bool {
+    answer.unwrap_or_else(|error| {
+        debug!(
+            "cannot look for an earlier run's policies of IPsec: {}",
+            chain(&error)
+        );
+        false
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_host_that_does_not_let_the_agent_ask_has_no_policies() {
+        for errno in [
+            // SELinux; a sandbox that filters socket families; a kernel without XFRM.
+            Errno::EACCES,
+            Errno::EPERM,
+            Errno::EAFNOSUPPORT,
+            Errno::EPROTONOSUPPORT,
+        ] {
+            let error = io::Error::from_raw_os_error(errno as i32);
+            assert!(!found_policies(Err(KernelError::Open(error))), "{errno}");
+        }
+        assert!(found_policies(Ok(true)));
     }
 }

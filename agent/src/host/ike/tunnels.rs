@@ -10,9 +10,9 @@ pub(super) struct Association {
     /// charon's number for it.
     pub(super) id: String,
     /// Whether the peer has proved who it is.
-    established: bool,
+    pub(super) established: bool,
     /// Whether something is being negotiated.
-    busy: bool,
+    pub(super) busy: bool,
     /// The connection's tunnels.
     tunnels: Vec<Child>,
 }

@@ -5,6 +5,7 @@
 //! somebody deleted and a connection of an earlier run heal alike. One pass follows each change, and one at least every
 //! few seconds.
 
+mod attempt;
 mod pass;
 #[cfg(test)]
 mod tests;
@@ -48,16 +49,26 @@ const REQUESTS: Duration = Duration::from_secs(60);
 /// The connections that are wanted, by the peer's public address.
 type Wanted = BTreeMap<Ipv4Addr, Connection>;
 
+/// What the worker is asked for.
+#[derive(Clone, Debug, Default)]
+struct Asked {
+    wanted: Wanted,
+    networks: Vec<IpNet>,
+    /// Whether `wanted` is known. Until the agent has programmed its host once, it is empty because nobody has said
+    /// anything, and the tunnels of an earlier run must not go for that.
+    told: bool,
+}
+
 /// What the agent's loop and the worker share.
 #[derive(Debug, Default)]
 struct Shared {
-    wanted: Mutex<(Wanted, Vec<IpNet>)>,
+    asked: Mutex<Asked>,
     changed: Notify,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, (Wanted, Vec<IpNet>)> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,7 +95,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Starts to keep the connections that this or an earlier run has made in charon, at that VICI socket. `directory` is
-    /// where charon is asked for.
+    /// where charon is asked for. Nothing happens before the first [`Self::apply`].
     pub(crate) fn start(socket: &Path, directory: &Path) -> Self {
         let shared = Arc::new(Shared::default());
         let (sender, reports) = watch::channel(Report::default());
@@ -109,26 +120,32 @@ impl Worker {
 
     /// The connections that were asked for, as objects.
     pub(crate) fn observe(&self) -> Vec<(Key, Object)> {
-        let wanted = self.shared.lock();
+        let asked = self.shared.lock();
         let object = |(peer, connection): (&Ipv4Addr, &Connection)| {
             let connection = Object::Connection(Box::new(connection.clone()));
             (Key::Connection(*peer), connection)
         };
-        wanted.0.iter().map(object).collect()
+        asked.wanted.iter().map(object).collect()
     }
 
     /// The networks by whose subnets charon's connections are recognised as ours.
     pub(crate) fn set_networks(&self, networks: &[IpNet]) {
-        let mut wanted = self.shared.lock();
-        if wanted.1 != networks {
-            wanted.1 = networks.to_vec();
+        let mut asked = self.shared.lock();
+        if asked.networks != networks {
+            asked.networks = networks.to_vec();
             self.shared.changed.notify_one();
         }
     }
 
-    /// Asks for changes, of connections only.
+    /// Whether there is to be a connection with the node of that public address.
+    pub(crate) fn has(&self, peer: Ipv4Addr) -> bool {
+        self.shared.lock().wanted.contains_key(&peer)
+    }
+
+    /// Asks for changes, of connections only. No changes mean that everything is as wanted; the first call begins the work.
     pub(crate) fn apply(&self, changes: &[Change]) {
-        let mut wanted = self.shared.lock();
+        let mut asked = self.shared.lock();
+        asked.told = true;
         for change in changes {
             match change {
                 Change::Set {
@@ -136,18 +153,18 @@ impl Worker {
                     object: Object::Connection(connection),
                     ..
                 } => {
-                    wanted.0.insert(*peer, (**connection).clone());
+                    asked.wanted.insert(*peer, (**connection).clone());
                 }
                 Change::Del {
                     key: Key::Connection(peer),
                     ..
                 } => {
-                    wanted.0.remove(peer);
+                    asked.wanted.remove(peer);
                 }
                 Change::Set { .. } | Change::Del { .. } => {}
             }
         }
-        drop(wanted);
+        drop(asked);
         self.shared.changed.notify_one();
     }
 
@@ -198,6 +215,9 @@ struct Keeper {
 impl Keeper {
     async fn work(mut self) {
         let mut pauses = PAUSES;
+        while !self.shared.lock().told {
+            self.shared.changed.notified().await;
+        }
         loop {
             let Err(error) = self.keep(&mut pauses).await;
             self.fail(error);
@@ -218,7 +238,9 @@ impl Keeper {
         let mut session = Session::open(&self.socket).await?;
         info!(version = session.version(), "strongSwan's charon answers");
         loop {
-            let (wanted, networks) = self.shared.lock().clone();
+            let Asked {
+                wanted, networks, ..
+            } = self.shared.lock().clone();
             let start = Instant::now();
             let passed = session.pass(&wanted, &networks, start).await?;
             pauses.reset();
@@ -236,7 +258,7 @@ impl Keeper {
 
     /// Whether there is any connection to have.
     fn is_wanted(&self) -> bool {
-        !self.shared.lock().0.is_empty()
+        !self.shared.lock().wanted.is_empty()
     }
 
     /// The path unit of charon's service waits for this file.
@@ -256,16 +278,16 @@ impl Keeper {
         let may_start = !self.has_answered && matches!(error, ViciError::Connect { .. });
         let is_late = !may_start || since.elapsed() >= START;
         let trouble = (self.is_wanted() && is_late).then_some(error);
-        self.report(trouble, BTreeMap::new());
+        self.report(trouble.map(Arc::new), BTreeMap::new());
     }
 
     /// Tells the agent's loop, at once if it has to tell others.
-    fn report(&self, trouble: Option<ViciError>, tunnels: BTreeMap<Ipv4Addr, Tunnel>) {
+    fn report(&self, trouble: Option<Arc<ViciError>>, tunnels: BTreeMap<Ipv4Addr, Tunnel>) {
         let now = Instant::now();
         self.reports.send_if_modified(|report| {
             let text = |trouble: Option<&ViciError>| trouble.map(ToString::to_string);
-            let is_news = text(report.trouble.as_deref()) != text(trouble.as_ref());
-            report.trouble = trouble.map(Arc::new);
+            let is_news = text(report.trouble.as_deref()) != text(trouble.as_deref());
+            report.trouble = trouble;
             let without = tunnels.iter();
             let without = without.filter(|(_, tunnel)| tunnel.state != TunnelState::Up);
             report.without = without

@@ -2,7 +2,7 @@
 //!
 //! Policies of peers have flannel's form, so that its policies and ours are the same: priority 0, one template with
 //! reqid 11. Those without a template are ours by their priorities. Policies with a mark or an interface ID, of sockets,
-//! for single protocols or outside of the overlay networks are other programs'.
+//! for single protocols or outside of the overlay networks are other programs', except those from a host to the networks.
 
 mod encode;
 #[cfg(test)]

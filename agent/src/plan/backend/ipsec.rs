@@ -6,13 +6,15 @@
 //! | two policies per peer, for packets from it | peer's subnet to the own one, received or forwarded: the same tunnel in reverse | likewise |
 //! | connection per peer | IKEv2 with the pre-shared key, by the names that flannel gives | both ends are named by their public IPs, so that a NAT does not matter; the end with the lower address begins |
 //! | policies between own subnet and network | block what no peer's policy is for; within the own subnet all passes | flannel sends such packets in plain text |
+//! | two policies from the host's own address | to the network all is blocked, to the own subnet all passes | likewise |
 //! | route to the network | over the underlay device | flannel relies on the default route |
 //!
-//! Without a policy a packet would leave in plain text: flannel's do once a peer's lease is gone. The last two kinds are
+//! Without a policy a packet would leave in plain text: flannel's do once a peer's lease is gone. The last three kinds are
 //! left out where the underlay is inside the network, since its hosts must be reached; then each peer has a route.
 //!
 //! IPv4 only, as in flannel. A tunnel carries packets between subnets: those that a host itself sends to another host's
-//! containers, from its own address, are not its content, and are dropped.
+//! containers, from its own address on the underlay, are not its content, and are dropped. Packets from the addresses of other
+//! interfaces are not touched: a network behind one of them may lie inside the overlay's.
 //!
 //! The MTU leaves 77 bytes for outer header 20, ESP header 8, initialisation vector 16, padding 15, trailer 2 and check
 //! value 16 (RFC 4303, AES-CBC with HMAC-SHA-256-128); with `UDPEncap` 8 more (RFC 3948). AES-GCM needs less.
@@ -182,6 +184,18 @@ fn policy(direction: Direction, from: Ipv4Net, to: Ipv4Net, policy: Policy) -> (
     (Key::Policy(direction, from, to), Object::Policy(policy))
 }
 
+/// The policies for what the host itself sends: no tunnel is for it.
+fn host_fences(
+    host: Ipv4Addr,
+    own: Ipv4Net,
+    network: Ipv4Net,
+) -> impl Iterator<Item = (Key, Object)> {
+    let host = Ipv4Net::from(host);
+    let out = move |to, what| policy(Direction::Out, host, to, what);
+    let fences = [out(network, Policy::Block), out(own, Policy::Pass)];
+    fences.into_iter().filter(move |_| own != network)
+}
+
 /// The policies for what no peer's policy is for.
 fn fences(own: Ipv4Net, network: Ipv4Net) -> impl Iterator<Item = (Key, Object)> {
     Direction::ALL.into_iter().flat_map(move |direction| {
@@ -236,7 +250,12 @@ impl Backend for IpsecBackend {
             return State::new();
         };
         let route = device_route(network.into(), &self.underlay.name);
-        fences(subnet, network).chain([route]).collect()
+        let hosts = self.underlay.v4.into_iter();
+        let hosts = hosts.flat_map(|v4| host_fences(v4.address, subnet, network));
+        fences(subnet, network)
+            .chain(hosts)
+            .chain([route])
+            .collect()
     }
 
     /// Where the network as a whole is not routed, the route to the peer's subnet.
@@ -369,6 +388,8 @@ mod tests {
                 "xfrm policy dir in src 10.5.3.0/24 dst 10.5.3.0/24 action allow",
                 "xfrm policy dir out src 10.5.3.0/24 dst 10.5.0.0/16 action block",
                 "xfrm policy dir out src 10.5.3.0/24 dst 10.5.3.0/24 action allow",
+                "xfrm policy dir out src 192.0.2.1/32 dst 10.5.0.0/16 action block",
+                "xfrm policy dir out src 192.0.2.1/32 dst 10.5.3.0/24 action allow",
                 "xfrm policy dir fwd src 10.5.0.0/16 dst 10.5.3.0/24 action block",
                 "xfrm policy dir fwd src 10.5.3.0/24 dst 10.5.3.0/24 action allow",
                 "route 10.5.0.0/16 dev eth0",
@@ -383,6 +404,8 @@ mod tests {
                 .into_iter()
                 .all(|(_, object)| object == Object::Policy(Policy::Pass))
         );
+        let all = "10.5.0.0/16".parse().unwrap();
+        assert_eq!(host_fences([192, 0, 2, 1].into(), all, all).count(), 0);
     }
 
     #[test]

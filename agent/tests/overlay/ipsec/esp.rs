@@ -118,6 +118,21 @@ fn stays_while_agents_are_killed_and_restarted() {
 
 #[test]
 #[ignore = "needs a kernel with ESP"]
+fn cleanup_removes_the_keys_of_a_charon_that_is_gone() {
+    let (_store, (mut one, mut on_one), (two, _on_two)) = pair(&network(SECRET, ""));
+    one.wait_reaches(&two);
+    on_one.kill();
+    assert_eq!(one.stop_agent(), Some(0));
+    let states = || one.namespace.run("ip xfrm state");
+    assert!(states().contains("reqid 11"), "{}", states());
+    let output = one.selvage("cleanup").output().expect("selvage cleanup");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(!states().contains("reqid 11"), "{}", states());
+}
+
+#[test]
+#[ignore = "needs a kernel with ESP"]
 fn keys_are_renewed_without_loss() {
     let (_store, (one, on_one), (two, on_two)) = pair(&network(SECRET, ""));
     one.wait_reaches(&two);

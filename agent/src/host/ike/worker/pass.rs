@@ -1,8 +1,9 @@
 //! One comparison of what is wanted of charon with what it has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -14,15 +15,11 @@ use super::super::names;
 use super::super::tunnels::{self, Association, Tunnel, TunnelState};
 use super::super::vici::Section;
 use super::Wanted;
-use crate::base::retry::Backoff;
+use super::attempt::Attempt;
 use crate::plan::state::Connection;
 
 /// How long the node with the higher address leaves it to the other one to begin.
 const COURTESY: Duration = Duration::from_secs(3);
-
-/// How soon a tunnel is begun again where charon has given up, as it does if the secrets differ, or the other node was not
-/// told of this one yet.
-const RETRIES: Backoff = Backoff::constant(Duration::from_secs(1), Duration::from_secs(60), 0.3);
 
 /// The event that `list-sas` sends for each association.
 const ASSOCIATION: &str = "list-sa";
@@ -35,23 +32,44 @@ pub(super) struct Session {
     /// Whether a pass has looked for what others have loaded.
     surveyed: bool,
     /// What was loaded, by name.
-    loaded: BTreeMap<String, (Ipv4Addr, Connection)>,
+    loaded: BTreeMap<String, Loaded>,
+    /// What charon refused to load, by name.
+    refused: BTreeMap<String, Refusal>,
     /// When to begin the tunnels that are not there.
     attempts: BTreeMap<String, Attempt>,
+    /// The connections whose new secret was not used yet.
+    proofs: BTreeMap<String, Proof>,
 }
 
-/// When a tunnel is begun.
+/// What charon has.
 #[derive(Debug)]
-struct Attempt {
-    due: Instant,
-    pauses: Backoff,
+struct Loaded {
+    connection: Connection,
+    /// Whether charon seems not to have it any more.
+    doubtful: bool,
+}
+
+/// What charon does not take.
+#[derive(Debug)]
+struct Refusal {
+    connection: Connection,
+    error: Arc<ViciError>,
+    next: Attempt,
+}
+
+/// The nodes are to prove to each other that they have a new secret. The peer may get it later than this node.
+#[derive(Debug)]
+struct Proof {
+    /// charon's numbers for the associations that rest on the former secret.
+    former: Vec<String>,
+    next: Attempt,
 }
 
 /// The result of a pass.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
     /// The first thing that charon refused.
-    pub(super) refusal: Option<ViciError>,
+    pub(super) refusal: Option<Arc<ViciError>>,
     /// The tunnels of all that is wanted.
     pub(super) tunnels: BTreeMap<Ipv4Addr, Tunnel>,
 }
@@ -62,7 +80,7 @@ impl Passed {
         match result {
             Ok(()) => Ok(true),
             Err(error) if error.is_refusal() => {
-                self.refusal.get_or_insert(error);
+                self.refusal.get_or_insert(Arc::new(error));
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -81,7 +99,9 @@ impl Session {
             version: answer.text("version").unwrap_or("unknown").to_owned(),
             surveyed: false,
             loaded: BTreeMap::new(),
+            refused: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            proofs: BTreeMap::new(),
         })
     }
 
@@ -112,34 +132,33 @@ impl Session {
             .map(|(peer, connection)| (names::connection(*peer, connection), (*peer, connection)))
             .collect();
         self.unload_others(&wanted, networks).await?;
-        let mut reauthenticate = Vec::new();
+        let mut renewed = Vec::new();
         for (name, (peer, connection)) in &wanted {
-            let loaded = self.load(name, *peer, connection).await;
-            let renewed = match loaded {
-                Ok(renewed) => renewed,
-                Err(error) => {
-                    passed.note(Err(error))?;
-                    continue;
-                }
-            };
-            if renewed && begins(*peer, connection) {
-                reauthenticate.push(name.clone());
+            let is_renewed = self.load(name, *peer, connection, now).await?;
+            if is_renewed && begins(*peer, connection) {
+                renewed.push(name.as_str());
             }
-        }
-        for name in reauthenticate {
-            let order = Section::default().with("ike", &name).with("reauth", "yes");
-            self.try_order("rekey", &name, order).await?;
+            if let Some(refusal) = self.refused.get(name) {
+                passed.refusal.get_or_insert(Arc::clone(&refusal.error));
+            }
         }
         let associations = self.associations(&wanted, networks).await?;
         for (name, (peer, connection)) in &wanted {
             let own = associations.iter().filter(|sa| sa.connection == *name);
+            if renewed.contains(&name.as_str()) {
+                let former = own.clone().map(|sa| sa.id.clone()).collect();
+                let next = Attempt::new(*peer, now);
+                self.proofs.insert(name.clone(), Proof { former, next });
+            }
+            self.prove(name, own.clone(), now).await?;
             let tunnel = Tunnel::of(own);
             passed.tunnels.insert(*peer, tunnel);
             if self.loaded.contains_key(name) && self.is_due(name, *peer, connection, tunnel, now) {
                 let begun = self.begin(name, connection).await;
                 if !passed.note(begun)? {
                     // Somebody may have removed it.
-                    self.loaded.remove(name);
+                    let loaded = self.loaded.get_mut(name);
+                    loaded.into_iter().for_each(|it| it.doubtful = true);
                 }
             }
         }
@@ -153,7 +172,9 @@ impl Session {
         wanted: &BTreeMap<String, (Ipv4Addr, &Connection)>,
         networks: &[IpNet],
     ) -> Result<(), ViciError> {
-        let mut others: Vec<String> = self.loaded.keys().cloned().collect();
+        // Of what charon refused it may have the secret.
+        let known = self.loaded.keys().chain(self.refused.keys());
+        let mut others: BTreeSet<String> = known.cloned().collect();
         if !self.surveyed {
             let there = self.client.call("get-conns", Section::default()).await?;
             let ours = there.texts("conns");
@@ -170,31 +191,101 @@ impl Session {
             self.try_order("unload-shared", &name, by("id")).await?;
             self.try_order("terminate", &name, ended(by("ike"))).await?;
             self.loaded.remove(&name);
-            self.attempts.remove(&name);
         }
+        self.refused.retain(|name, _| wanted.contains_key(name));
+        self.attempts.retain(|name, _| wanted.contains_key(name));
+        self.proofs.retain(|name, _| wanted.contains_key(name));
         Ok(())
     }
 
-    /// Loads a connection and its secret, if that is needed. Returns whether the secret is a new one.
+    /// Loads a connection and its secret, if that is needed and due. Returns whether the secret is a new one. A refusal is
+    /// kept.
     async fn load(
         &mut self,
         name: &str,
         peer: Ipv4Addr,
         connection: &Connection,
+        now: Instant,
     ) -> Result<bool, ViciError> {
-        let before = self.loaded.get(name).map(|(_, before)| before);
-        if before == Some(connection) {
+        let before = self.loaded.get(name);
+        if before.is_some_and(|it| it.connection == *connection && !it.doubtful) {
+            self.refused.remove(name);
             return Ok(false);
         }
-        let renewed = before.is_some_and(|before| before.psk != connection.psk);
+        let mut next = Attempt::new(peer, now);
+        if let Some(refusal) = self.refused.remove(name) {
+            // Another one may well be taken.
+            if refusal.connection == *connection {
+                next = refusal.next;
+            }
+            if !next.take(now) {
+                self.refused
+                    .insert(name.to_owned(), Refusal { next, ..refusal });
+                return Ok(false);
+            }
+        } else {
+            next.take(now);
+        }
+        let is_renewed = before.is_some_and(|it| it.connection.psk != connection.psk);
+        let is_same = before.is_some_and(|it| it.connection == *connection);
+        match self.order_load(name, peer, connection).await {
+            Ok(()) => {}
+            Err(error) if error.is_refusal() => {
+                let refusal = Refusal {
+                    connection: connection.clone(),
+                    error: Arc::new(error),
+                    next,
+                };
+                self.refused.insert(name.to_owned(), refusal);
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+        let loaded = Loaded {
+            connection: connection.clone(),
+            doubtful: false,
+        };
+        self.loaded.insert(name.to_owned(), loaded);
+        if !is_same {
+            self.attempts.remove(name);
+        }
+        Ok(is_renewed)
+    }
+
+    async fn order_load(
+        &mut self,
+        name: &str,
+        peer: Ipv4Addr,
+        connection: &Connection,
+    ) -> Result<(), ViciError> {
         let secret = names::load_secret(peer, connection);
         self.client.order("load-shared", name, secret).await?;
         let config = names::load_connection(peer, connection);
-        self.client.order("load-conn", name, config).await?;
-        self.loaded
-            .insert(name.to_owned(), (peer, connection.clone()));
-        self.attempts.remove(name);
-        Ok(renewed)
+        self.client.order("load-conn", name, config).await
+    }
+
+    /// Has the nodes of a connection prove to each other that they have its new secret, until they have. The tunnel stays
+    /// meanwhile.
+    async fn prove<'a>(
+        &mut self,
+        name: &str,
+        mut associations: impl Iterator<Item = &'a Association> + Clone,
+        now: Instant,
+    ) -> Result<(), ViciError> {
+        let Some(proof) = self.proofs.get_mut(name) else {
+            return Ok(());
+        };
+        let rests_on_it = |sa: &Association| sa.established && !proof.former.contains(&sa.id);
+        // A new association takes the new secret anyway.
+        if associations.clone().next().is_none() || associations.clone().any(rests_on_it) {
+            self.proofs.remove(name);
+            return Ok(());
+        }
+        if associations.any(|sa| sa.busy) || !proof.next.take(now) {
+            return Ok(());
+        }
+        let order = Section::default().with("ike", name).with("reauth", "yes");
+        self.try_order("rekey", name, order).await
     }
 
     /// charon's associations; ends those of ours that are not wanted.
@@ -242,16 +333,9 @@ impl Session {
                 true => Duration::ZERO,
                 false => COURTESY,
             };
-            Attempt {
-                due: now + courtesy,
-                pauses: RETRIES.seeded(u32::from(peer).into()),
-            }
+            Attempt::new(peer, now + courtesy)
         });
-        if now < attempt.due {
-            return false;
-        }
-        attempt.due = now + attempt.pauses.next_delay();
-        true
+        attempt.take(now)
     }
 
     /// Has charon begin a tunnel, and does not wait for it.

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::super::names;
 use super::super::names::tests::wanted;
 use super::super::vici::{Packet, Section};
+use super::pass::Passed;
 use super::*;
 use crate::settings::Secret;
 
@@ -27,9 +28,15 @@ struct State {
     secrets: BTreeMap<String, String>,
     /// Associations by connection, with the state of IKE.
     associations: BTreeMap<String, String>,
+    /// How often they were made anew, by connection.
+    renewed: BTreeMap<String, u32>,
+    /// How many attempts of it fail first, as if the peer had another secret.
+    unproved: u32,
     orders: Vec<String>,
     /// Commands that it refuses.
     refuses: Option<&'static str>,
+    /// How often it did.
+    refusals: u32,
 }
 
 struct Charon {
@@ -122,6 +129,7 @@ impl State {
         let text = |name: &str| arguments.text(name).unwrap_or_default().to_owned();
         let response = |section| vec![Packet::Response(section)];
         if self.refuses == Some(command) {
+            self.refusals += 1;
             let refusal = Section::default()
                 .with("success", "no")
                 .with("errmsg", "no such luck");
@@ -138,8 +146,9 @@ impl State {
             }
             "list-sas" => {
                 let events = self.associations.iter().map(|(name, state)| {
+                    let renewed = self.renewed.get(name).copied().unwrap_or_default();
                     let sa = Section::default()
-                        .with("uniqueid", name)
+                        .with("uniqueid", format!("{name}#{renewed}"))
                         .with("state", state);
                     let child = Section::default().with("state", "INSTALLED");
                     let children = Section::default().with_section("child-1", child);
@@ -170,10 +179,20 @@ impl State {
                 is_known
             }
             "terminate" => {
-                let by_id = self.associations.remove(&text("ike-id")).is_some();
+                let id = text("ike-id");
+                let by_id = id.split_once('#');
+                let by_id = by_id
+                    .and_then(|(name, _)| self.associations.remove(name))
+                    .is_some();
                 self.associations.remove(&text("ike")).is_some() || by_id
             }
-            "rekey" => self.associations.contains_key(&text("ike")),
+            "rekey" => {
+                match self.unproved.checked_sub(1) {
+                    Some(left) => self.unproved = left,
+                    None => *self.renewed.entry(text("ike")).or_default() += 1,
+                }
+                self.associations.contains_key(&text("ike"))
+            }
             other => panic!("{other}"),
         };
         let about = ["ike", "ike-id", "name", "id"].iter().map(|key| text(key));
@@ -337,6 +356,50 @@ async fn what_an_earlier_run_left_goes_and_what_others_have_stays() {
     assert_eq!(state.associations.keys().collect::<Vec<_>>(), ["office"]);
 }
 
+/// The agent lists its host's objects and its peers before it says what it wants, and meanwhile the worker waits.
+#[tokio::test]
+async fn an_earlier_runs_tunnels_stay_until_it_is_known_what_is_wanted() {
+    let mut charon = Charon::new();
+    let gone = "10.193.37.153-172.17.96.0/24-172.17.1.0/24-10.193.37.5";
+    for name in [name().as_str(), gone] {
+        let mut state = charon.state();
+        state
+            .connections
+            .insert(name.to_owned(), Section::default());
+        let is_up = "ESTABLISHED".to_owned();
+        state.associations.insert(name.to_owned(), is_up);
+    }
+    charon.start();
+    let worker = charon.worker();
+    sleep(Duration::from_millis(500)).await;
+    assert!(charon.state().orders.is_empty(), "{:?}", charon.state());
+    worker.apply(&[set(REMOTE, &wanted())]);
+    let is_gone = |state: &State| !state.associations.contains_key(gone);
+    charon.until("the end of what is not wanted", is_gone).await;
+    sleep(Duration::from_millis(300)).await;
+    let state = charon.state();
+    let ends = |order: &&String| order.starts_with("unload") || order.starts_with("terminate");
+    let ended: Vec<_> = state.orders.iter().filter(ends).collect();
+    assert!(ended.iter().all(|order| order.contains(gone)), "{ended:?}");
+    assert!(state.associations.contains_key(&name()));
+}
+
+#[tokio::test]
+async fn an_agent_that_wants_no_connection_clears_what_an_earlier_run_left() {
+    let mut charon = Charon::new();
+    charon
+        .state()
+        .connections
+        .insert(name(), Section::default());
+    charon.start();
+    let worker = charon.worker();
+    worker.apply(&[]);
+    charon
+        .until("nothing left", |state| state.connections.is_empty())
+        .await;
+    assert!(worker.observe().is_empty());
+}
+
 #[tokio::test]
 async fn what_charon_refuses_is_reported_in_its_words_and_hinders_no_other() {
     let mut charon = Charon::new();
@@ -354,6 +417,83 @@ async fn what_charon_refuses_is_reported_in_its_words_and_hinders_no_other() {
         .until("a tunnel", |state| !state.associations.is_empty())
         .await;
     until_trouble(&worker, "no trouble", |trouble| trouble.is_none()).await;
+}
+
+/// The sessions of ten minutes, with a pass every two seconds as the worker makes them.
+async fn ten_minutes(session: &mut Session, wanted: &Wanted, start: Instant) -> Passed {
+    let mut passed = Passed::default();
+    for second in (0..600).step_by(2) {
+        let now = start + Duration::from_secs(second);
+        passed = session.pass(wanted, &networks(), now).await.unwrap();
+    }
+    passed
+}
+
+#[tokio::test]
+async fn what_charon_refuses_is_tried_again_ever_later_and_reported_meanwhile() {
+    for command in ["load-shared", "load-conn", "initiate"] {
+        let mut charon = Charon::new();
+        charon.state().refuses = Some(command);
+        charon.start();
+        let mut session = Session::open(&charon.socket()).await.unwrap();
+        let mut wanted = Wanted::from([(REMOTE, wanted())]);
+        let start = Instant::now();
+        let passed = ten_minutes(&mut session, &wanted, start).await;
+        let refusals = charon.state().refusals;
+        // At 0, 1, 3, 7, 15, 31, 63 seconds or somewhat earlier, then about every minute.
+        assert!((8..=25).contains(&refusals), "{command}: {refusals}");
+        // What charon does not take is told in between, too.
+        assert!(passed.refusal.is_some() || command == "initiate");
+        // Another connection is tried at once.
+        if let Some(connection) = wanted.get_mut(&REMOTE) {
+            connection.esp_proposal = "aes256gcm16-ecp384".to_owned();
+        }
+        charon.state().refuses = None;
+        let now = start + Duration::from_secs(600);
+        let passed = session.pass(&wanted, &networks(), now).await.unwrap();
+        assert!(passed.refusal.is_none(), "{command}");
+        assert!(
+            charon.state().associations.contains_key(&name()),
+            "{command}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn of_a_connection_that_charon_refused_no_secret_is_left() {
+    let mut charon = Charon::new();
+    charon.state().refuses = Some("load-conn");
+    charon.start();
+    let mut session = Session::open(&charon.socket()).await.unwrap();
+    let now = Instant::now();
+    let wanted = Wanted::from([(REMOTE, wanted())]);
+    session.pass(&wanted, &networks(), now).await.unwrap();
+    assert_eq!(charon.state().secrets.len(), 1);
+    let nothing = Wanted::new();
+    session.pass(&nothing, &networks(), now).await.unwrap();
+    assert!(charon.state().secrets.is_empty());
+}
+
+#[tokio::test]
+async fn proof_of_a_new_secret_is_asked_for_until_the_peer_has_it_too() {
+    let mut charon = Charon::new();
+    charon.start();
+    let mut session = Session::open(&charon.socket()).await.unwrap();
+    let mut wanted = Wanted::from([(REMOTE, wanted())]);
+    let start = Instant::now();
+    session.pass(&wanted, &networks(), start).await.unwrap();
+    if let Some(connection) = wanted.get_mut(&REMOTE) {
+        connection.psk = Secret::new("p".repeat(96));
+    }
+    charon.state().unproved = 4;
+    ten_minutes(&mut session, &wanted, start).await;
+    let state = charon.state();
+    let count = |what: &str| {
+        let orders = state.orders.iter().filter(|order| order.starts_with(what));
+        orders.count()
+    };
+    assert_eq!((count("rekey"), state.renewed[&name()]), (5, 1));
+    assert_eq!((count("terminate"), count("initiate")), (0, 1));
 }
 
 /// A change of what is wanted, or of what charon has.

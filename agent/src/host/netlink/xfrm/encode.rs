@@ -158,10 +158,25 @@ pub(super) fn state_id(state: State) -> Vec<u8> {
 /// Reads a `xfrm_userpolicy_info` with attributes, if it is a policy of ours for these networks: [`Object::Odd`] if its
 /// form is another.
 pub(super) fn read(payload: &[u8], networks: &[IpNet]) -> Option<(Key, Object)> {
-    Some((read_key(payload, networks)?, read_object(payload)?))
+    let (key, object) = (read_key(payload, networks)?, read_object(payload)?);
+    // From hosts, which are outside, we have no tunnels: those are other programs'.
+    let is_ours = match &key {
+        Key::Policy(_, from, _) if !is_inside(*from, networks) => {
+            matches!(object, Object::Policy(Policy::Pass | Policy::Block))
+        }
+        _ => true,
+    };
+    is_ours.then_some((key, object))
 }
 
-/// The key that a policy for these networks has, whoever made it.
+/// Whether all of a prefix is inside the networks. The whole address space stands for an unknown network (`cleanup`), and
+/// matches nothing.
+fn is_inside(net: Ipv4Net, networks: &[IpNet]) -> bool {
+    let mut networks = networks.iter().filter(|network| network.prefix_len() > 0);
+    networks.any(|network| network.contains(&IpNet::V4(net)))
+}
+
+/// The key that a policy for these networks has, whoever made it: inside them, or from a host to them.
 pub(super) fn read_key(payload: &[u8], networks: &[IpNet]) -> Option<Key> {
     let fixed = payload.first_chunk::<POLICY_LEN>()?;
     let direction = match fixed[160] {
@@ -172,12 +187,10 @@ pub(super) fn read_key(payload: &[u8], networks: &[IpNet]) -> Option<Key> {
         _ => return None,
     };
     let (from, to) = read_selector(fixed)?;
-    // The whole address space stands for an unknown network (`cleanup`), and matches nothing.
-    let inside = |net: Ipv4Net| {
-        let mut networks = networks.iter().filter(|network| network.prefix_len() > 0);
-        networks.any(|network| network.contains(&IpNet::V4(net)))
-    };
-    (inside(from) && inside(to)).then_some(Key::Policy(direction, from, to))
+    // The host's address may have been another one.
+    let may_be_hosts = direction == Direction::Out && from.prefix_len() == 32;
+    let is_for_networks = is_inside(to, networks) && (may_be_hosts || is_inside(from, networks));
+    is_for_networks.then_some(Key::Policy(direction, from, to))
 }
 
 /// What a policy does, if it is one of ours.

@@ -116,6 +116,26 @@ fn other_programs_policies_are_not_ours() {
 }
 
 #[test]
+fn a_hosts_policies_are_ours_by_their_priorities() {
+    let host = net("203.0.113.5/32");
+    let read = |direction, from, policy| {
+        let payload = encode::policy(direction, from, net("10.5.0.0/16"), policy);
+        encode::read(&payload, &networks())
+    };
+    for policy in [Policy::Pass, Policy::Block] {
+        let key = Key::Policy(Direction::Out, host, net("10.5.0.0/16"));
+        let expected = Some((key, Object::Policy(policy)));
+        assert_eq!(read(Direction::Out, host, policy), expected);
+        assert_eq!(read(Direction::In, host, policy), None);
+        assert_eq!(read(Direction::Out, net("203.0.113.4/31"), policy), None);
+    }
+    // Another program's tunnel with the same reqid.
+    assert_eq!(read(Direction::Out, host, tunnel()), None);
+    let elsewhere = encode::policy(Direction::Out, host, net("10.6.0.0/16"), Policy::Block);
+    assert_eq!(encode::read(&elsewhere, &networks()), None);
+}
+
+#[test]
 fn ours_of_another_form_are_set_again() {
     for (at, byte) in [(152, 7), (161, 1), (168 + 4 + 48, 0), (168 + 4 + 50, 1)] {
         let mut payload = listed(tunnel());

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::warn;
 
-pub(crate) use self::change::{duplicate_to_yield_to, duplicates};
+pub(crate) use self::change::duplicates;
 pub(crate) use self::cloud::CloudRoutes;
 pub(crate) use self::earlier_run::EarlierRun;
 pub(crate) use self::error::{ConnectError, Failed};

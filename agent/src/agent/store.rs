@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::overlay::{self, Overlay};
+use super::overlay::Overlay;
 use super::task::Tasks;
 use super::{Agent, sample};
 use crate::cluster::lease::{LeaseStore, StoreErrorKind, StoreEvent};
@@ -18,8 +18,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     ) {
         match event {
             StoreEvent::Peers(event) => {
-                overlay.note_own(event.leases());
-                if overlay::duplicate_to_yield_to(overlay.own(), event.leases()).is_some() {
+                if overlay.meets_duplicate(event.leases()) {
                     tasks.identity.at(self.next_identity);
                 }
                 tasks.programmed_part(overlay.apply(event).await);

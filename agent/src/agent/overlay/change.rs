@@ -36,13 +36,11 @@ impl Overlay {
         self.replan();
     }
 
-    /// The store may have written the own lease again after it had expired; then it is younger than before.
-    pub(crate) fn note_own(&mut self, leases: &[Lease]) {
-        let own = &mut self.own;
-        let as_stored = leases.iter().find(|lease| lease.key == own.key);
-        if let Some(stored) = as_stored.filter(|lease| lease.attrs.owner == own.attrs.owner) {
-            own.created = stored.created;
-        }
+    /// Takes the own lease's age from these leases, which were just written. Returns whether a peer that peers prefer to
+    /// this node has its MAC address or key.
+    pub(crate) fn meets_duplicate(&mut self, written: &[Lease]) -> bool {
+        let known = self.peers.others().map(AsRef::as_ref);
+        meets_duplicate(&mut self.own, written, known)
     }
 
     /// The addresses that this host sends from.
@@ -244,10 +242,32 @@ impl Overlay {
     }
 }
 
+/// See [`Overlay::meets_duplicate`]. `known`: the peers before.
+fn meets_duplicate<'a>(
+    own: &mut Lease,
+    written: &[Lease],
+    known: impl IntoIterator<Item = &'a Lease>,
+) -> bool {
+    let has_other_age = follow_own_age(own, written);
+    duplicate_to_yield_to(own, written).is_some()
+        // Who has been known all along may be the older one only now.
+        || has_other_age && duplicate_to_yield_to(own, known).is_some()
+}
+
+/// The store may have written the own lease again after it had expired; then it is younger than before. Returns whether
+/// its age changed.
+fn follow_own_age(own: &mut Lease, written: &[Lease]) -> bool {
+    let as_stored = written
+        .iter()
+        .find(|lease| lease.key == own.key && lease.attrs.owner == own.attrs.owner);
+    let created = as_stored.map_or(own.created, |lease| lease.created);
+    std::mem::replace(&mut own.created, created) != created
+}
+
 /// The first of these leases that has the own MAC address or key and makes this node generate another. Peers use the
 /// older lease. A lease without an owner ID is a real flannel's: flannel never generates another, and flannel nodes
 /// send to the host that published last.
-pub(crate) fn duplicate_to_yield_to<'a>(
+fn duplicate_to_yield_to<'a>(
     own: &Lease,
     others: impl IntoIterator<Item = &'a Lease>,
 ) -> Option<&'a Lease> {
@@ -270,4 +290,43 @@ pub(crate) fn duplicates<'a>(
                 .iter()
                 .any(|theirs| identities.contains(theirs))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(subnet: &str, owner: &str, mac: &str, created: u64) -> Lease {
+        let value = format!(
+            r#"{{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}},"SelvageOwner":"{owner}"}}"#
+        );
+        Lease {
+            key: SubnetKey::parse_name(subnet).unwrap(),
+            attrs: LeaseAttrs::parse(value.as_bytes()).unwrap(),
+            created,
+        }
+    }
+
+    /// A node was cut off until its lease expired; meanwhile a clone of its disk took another subnet.
+    #[test]
+    fn who_takes_a_lease_again_yields_to_the_clone_that_it_knew_already() {
+        let mac = "02:00:00:00:00:01";
+        let mut own = lease("10.5.1.0-24", "original", mac, 50);
+        let clone = lease("10.5.2.0-24", "clone", mac, 100);
+        let other = lease("10.5.3.0-24", "other", "02:00:00:00:00:02", 10);
+        let known = [other.clone(), clone.clone()];
+        // Its own lease is older still, as far as it knows.
+        assert!(!meets_duplicate(&mut own, &known, &[]));
+        assert!(!meets_duplicate(&mut own, &[other], &known));
+        let again = lease("10.5.1.0-24", "original", mac, 120);
+        assert!(meets_duplicate(&mut own, &[again], &known));
+        assert_eq!(own.created, 120);
+        // Told once, it need not be told with every change of its lease.
+        let published = own.clone();
+        assert!(!meets_duplicate(&mut own, &[published], &known));
+        assert!(meets_duplicate(&mut own, &[clone], &[]));
+        let taken_over = lease("10.5.1.0-24", "clone", mac, 200);
+        assert!(!meets_duplicate(&mut own, &[taken_over], &[]));
+        assert_eq!(own.created, 120);
+    }
 }

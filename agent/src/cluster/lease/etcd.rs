@@ -67,7 +67,7 @@ use challenge::OwnChallenges;
 pub use config::{Expected, StoredConfig};
 use grants::Spares;
 use grpc::Grpc;
-use held::{Held, Settled};
+use held::{GONE, Held, Settled};
 use listing::{Entry, Listing, Reports, Unfinished};
 use own::Own;
 pub use plain::{Condition, Folder, PlainKey, PlainKeys};
@@ -84,8 +84,8 @@ struct Store {
     keys: Keys,
     reports: Reports,
     unfinished: std::sync::Mutex<Option<Unfinished>>,
-    /// Whether the last list failed for want of an answer.
-    crowded: AtomicBool,
+    /// Whether the last list failed because no answer came in time.
+    list_timed_out: AtomicBool,
     held: Mutex<Option<Held>>,
     spares: Spares,
     asked: OwnChallenges,
@@ -156,7 +156,7 @@ impl EtcdStore {
                 keys,
                 reports: Reports::default(),
                 unfinished: std::sync::Mutex::default(),
-                crowded: AtomicBool::new(false),
+                list_timed_out: AtomicBool::new(false),
                 held: Mutex::new(None),
                 spares: Spares::default(),
                 asked: OwnChallenges::default(),
@@ -232,8 +232,12 @@ async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError
         return Ok(());
     }
     match held.settle(&store).await? {
-        Settled::Kept { .. } | Settled::Retaken => Ok(()),
-        Settled::Lost { reason } => Err(StoreError::NoLease { reason }),
+        Settled::Kept { .. } => Ok(()),
+        Settled::Gone if held.retake(&store).await? => Ok(()),
+        Settled::Gone => Err(StoreError::NoLease {
+            reason: GONE.to_owned(),
+        }),
+        Settled::TakenOver { reason } => Err(StoreError::NoLease { reason }),
     }
 }
 
@@ -270,6 +274,7 @@ impl LeaseStore for EtcdStore {
                 has_own_address: past.has_own_address,
                 avoid: &avoid,
             };
+            listing::pause_after_timeout(&store).await?;
             let acquired = acquire::acquire(&store, &config, node).await?;
             Ok(Taken { acquired, attrs })
         })

@@ -202,8 +202,8 @@ pub enum StoreEvent {
         /// The remaining time; `None` if unknown because an earlier process renewed the lease last.
         left: Option<Duration>,
     },
-    /// The own lease belongs to another node, or is gone and cannot just be written again. The store no longer renews it. Acquire again, and keep the
-    /// data plane until that succeeds or fails.
+    /// The own lease belongs to another node, or is gone and cannot just be written again. The store no longer renews it.
+    /// Acquire again, and keep the data plane until that succeeds or fails.
     OwnLeaseLost {
         /// The reason, as a sentence.
         reason: String,

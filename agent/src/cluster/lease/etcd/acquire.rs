@@ -221,6 +221,8 @@ async fn with_retries(
                 discard(store, node, decision.discard).await?;
                 None
             }
+            // Those that are gone since the list count as taken in one that was only refreshed.
+            Subnet::NoneLeft(_) if listing.refreshed != listing.revision => None,
             Subnet::NoneLeft(exhausted) => return Err(StoreError::OutOfSubnets(exhausted)),
             Subnet::Keep(entry) => keep(store, node.attrs, entry, &mut grant).await?,
             Subnet::Create(key) => {
@@ -254,7 +256,7 @@ async fn listed(store: &Store, known: Option<Listing>) -> Result<Listing, StoreE
     }
 }
 
-/// Deletes own leases that this node may not keep, and logs why.
+/// Deletes own leases that this node may not keep, and logs why. The keeper must not take one of them again.
 async fn discard(store: &Store, node: &Node<'_>, leases: Vec<&Entry>) -> Result<(), StoreError> {
     for entry in leases {
         let subnet = entry.key.to_string();
@@ -269,7 +271,16 @@ async fn discard(store: &Store, node: &Node<'_>, leases: Vec<&Entry>) -> Result<
                 "releasing a lease that the network config no longer allows"
             ),
         }
-        delete(store, &entry.key, entry.modified).await?;
+        let mut held = store.held.lock().await;
+        let is_deleted = delete(store, &entry.key, entry.modified).await?;
+        if let Some(held) = held
+            .as_mut()
+            .filter(|held| held.key == entry.key && is_deleted)
+        {
+            held.spare(store);
+            held.etcd_lease = None;
+            store.state.touch();
+        }
     }
     Ok(())
 }

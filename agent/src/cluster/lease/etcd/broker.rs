@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::held::{Claim, EtcdLease, Held, Settled, claim, find, keep_alive, remaining};
+use super::held::{Claim, EtcdLease, GONE, Held, Settled, claim, find, keep_alive, remaining};
 use super::rpc::{Range, after};
 use super::{EtcdStore, Store, acquire, config, listing};
 use crate::cluster::lease::allocate::Avoid;
@@ -92,7 +92,7 @@ impl Broker {
     ) -> Result<Granted, StoreError> {
         let Some(entry) = find(&self.store, key).await? else {
             return Err(StoreError::NoLease {
-                reason: "its key was deleted or has expired".to_owned(),
+                reason: GONE.to_owned(),
             });
         };
         let found = entry.attrs.as_ref().or(known);
@@ -119,14 +119,24 @@ impl Broker {
             .await
     }
 
-    /// Corrects the key and renews its etcd lease.
-    async fn check_and_renew(&self, mut held: Held, created: u64) -> Result<Granted, StoreError> {
+    /// Corrects the key and renews its etcd lease. A key that is gone is not written again: its host may just have given
+    /// it back, through another server.
+    pub(super) async fn check_and_renew(
+        &self,
+        mut held: Held,
+        created: u64,
+    ) -> Result<Granted, StoreError> {
         /// A lease that expires between the two steps is granted again in the next round.
         const ATTEMPTS: u32 = 3;
         for _ in 0..ATTEMPTS {
             match held.settle(&self.store).await? {
-                Settled::Kept { .. } | Settled::Retaken => {}
-                Settled::Lost { reason } => return Err(StoreError::NoLease { reason }),
+                Settled::Kept { .. } => {}
+                Settled::Gone => {
+                    return Err(StoreError::NoLease {
+                        reason: GONE.to_owned(),
+                    });
+                }
+                Settled::TakenOver { reason } => return Err(StoreError::NoLease { reason }),
             }
             let Some(lease) = held.etcd_lease else {
                 return Ok(granted(&held, created));

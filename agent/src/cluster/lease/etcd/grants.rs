@@ -52,7 +52,11 @@ impl Spares {
 
     /// Records an etcd lease that no key needs any more.
     pub(super) fn add(&self, id: i64) {
-        self.ids(|ids| ids.used.push(id));
+        self.ids(|ids| {
+            if !ids.used.contains(&id) {
+                ids.used.push(id);
+            }
+        });
     }
 
     /// Makes sure that no write of unknown outcome is committed from now on.
@@ -200,5 +204,19 @@ async fn revoke_unused(servers: &Servers, id: i64) -> Result<(), StoreError> {
             ..
         }) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_etcd_lease_is_spared_once_however_often_that_is_told() {
+        let spares = Spares::default();
+        for id in [7, 7, 8, 7] {
+            spares.add(id);
+        }
+        assert_eq!(spares.ids(|ids| ids.used.clone()), [7, 8]);
     }
 }

@@ -80,14 +80,17 @@ pub(super) enum Settled {
         /// Whether the key had to be rewritten.
         rewritten: bool,
     },
-    /// The key was gone, and is written again.
-    Retaken,
-    /// The key is gone, and cannot be written again just like that, or belongs to another node.
-    Lost {
-        /// A sentence for the log.
+    /// The key was deleted or has expired.
+    Gone,
+    /// The key belongs to another node.
+    TakenOver {
+        /// For the log.
         reason: String,
     },
 }
+
+/// Why a lease is lost whose key is [gone](Settled::Gone).
+pub(super) const GONE: &str = "its key was deleted or has expired";
 
 /// Pauses between attempts to give a lease back; short, since the service manager waits for the agent to stop.
 const RELEASE_PAUSES: Backoff =
@@ -114,24 +117,18 @@ impl Held {
         }
     }
 
-    /// Reads the key and, if it is still ours, corrects it. An unreadable value has no owner, so it is replaced. A key that
-    /// is gone is written again if nothing has taken its place.
+    /// Reads the key and, if it is still ours, corrects it. An unreadable value has no owner, so it is replaced.
     ///
     /// The etcd lease, or the lack of one, is adopted as found, so that a key that an administrator turned into a
     /// reservation stays one.
     pub(super) async fn settle(&mut self, store: &Store) -> Result<Settled, StoreError> {
         for _ in 0..ATTEMPTS {
             let Some(found) = find(store, &self.key).await? else {
-                return Ok(match self.retake(store).await? {
-                    true => Settled::Retaken,
-                    false => Settled::Lost {
-                        reason: "its key was deleted or has expired".to_owned(),
-                    },
-                });
+                return Ok(Settled::Gone);
             };
             if let Some(taken) = found.attrs.as_ref().filter(|attrs| !self.is_ours(attrs)) {
                 let owner = taken.owner.as_deref().unwrap_or("unknown");
-                return Ok(Settled::Lost {
+                return Ok(Settled::TakenOver {
                     reason: format!(
                         "it was taken over by {} (owner ID {owner})",
                         taken.public_address()

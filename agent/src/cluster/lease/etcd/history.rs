@@ -2,8 +2,9 @@
 //!
 //! A restored backup or a rebuilt cluster counts its revisions from elsewhere, and may be past the last one seen by the
 //! time this node reconnects. With the old addresses and token it even has the old cluster ID, which etcd derives from
-//! them. So whenever a watch starts, all leases are listed, and the state known at the last revision must be part of
-//! what etcd has. This check only decides what is reported; the agent follows the list in any case.
+//! them. So when a watch starts anew, or some time after it was resumed, all leases are listed, and the state known at
+//! the last revision must be part of what etcd has. This check only decides what is reported; the agent follows the list
+//! in any case.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -11,11 +11,12 @@ use tracing::warn;
 
 use super::Store;
 use super::history::{KeyDigest, ListedKeys};
-use super::rpc::{KeyValue, Range, Ranged, code};
+use super::rpc::{Header, KeyValue, Range, Ranged, code};
 use super::servers::Servers;
 use super::settings::Keys;
 use crate::base::go_json::shorten;
 use crate::base::retry::random_seed;
+use crate::cluster::lease::store::DEADLINE;
 use crate::cluster::lease::store::spread::before_list;
 use crate::cluster::lease::{Lease, LeaseAttrs, StoreError, SubnetKey};
 
@@ -61,8 +62,9 @@ pub(super) fn to_unsigned(revision: i64) -> u64 {
 }
 
 impl Listing {
-    /// Adds the leases that were written since, without listing all again. Those that are gone stay, so some that are
-    /// free may count as taken. A watch from [`Self::revision`] on reports everything once more.
+    /// Adds the leases that were written since, without listing all again unless another cluster answers, or one that is
+    /// behind. Those that are gone stay, so some that are free may count as taken. A watch from [`Self::revision`] on
+    /// reports everything once more.
     pub(super) async fn refresh(&mut self, store: &Store) -> Result<(), StoreError> {
         let Store { keys, reports, .. } = store;
         let range = Range {
@@ -70,6 +72,14 @@ impl Listing {
             ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
         };
         let found = get(&store.servers, range).await?;
+        let is_later = |header: Header| {
+            header.cluster == self.listed.cluster && header.revision >= self.refreshed
+        };
+        if !found.header.is_some_and(is_later) {
+            // Of another history, in which these leases may not be.
+            *self = list(store).await?;
+            return Ok(());
+        }
         let written = found.kvs.iter().filter_map(|kv| reports.entry(keys, kv));
         let mut written: BTreeMap<_, _> = written.map(|entry| (entry.key, entry)).collect();
         for entry in &mut self.entries {
@@ -98,21 +108,29 @@ impl Listing {
     }
 }
 
-/// Lists all leases as of one revision. After a list that nobody answered in time it waits like a node of a cluster that
-/// lists again: servers that have more to send than they can must not be asked again at once.
+/// Lists all leases as of one revision.
 pub(super) async fn list(store: &Store) -> Result<Listing, StoreError> {
-    if store.crowded.load(Ordering::Relaxed) {
-        let known = store.state.hold_down().population();
-        let nodes = match known {
-            0 => count(store).await?,
-            known => known,
-        };
-        sleep(before_list(nodes, &mut random_seed())).await;
-    }
     let listed = list_in_pages(store).await;
-    let crowded = matches!(listed, Err(StoreError::Unreachable { .. }));
-    store.crowded.store(crowded, Ordering::Relaxed);
+    if listed.is_ok() {
+        store.list_timed_out.store(false, Ordering::Relaxed);
+    }
     listed
+}
+
+/// After a list that nobody answered in time, waits like a node of a cluster that lists again: servers that have more to
+/// send than they can must not be asked again at once.
+pub(super) async fn pause_after_timeout(store: &Store) -> Result<(), StoreError> {
+    if !store.list_timed_out.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let known = store.state.hold_down().population();
+    let nodes = match known {
+        0 => count(store).await?,
+        known => known,
+    };
+    sleep(before_list(nodes, &mut random_seed())).await;
+    store.list_timed_out.store(false, Ordering::Relaxed);
+    Ok(())
 }
 
 /// The number of lease keys.
@@ -160,7 +178,8 @@ pub(super) struct Unfinished {
     listing: Listing,
     /// Where the next page starts.
     start: Vec<u8>,
-    begun: Instant,
+    /// When it was given up last.
+    kept: Instant,
 }
 
 impl Unfinished {
@@ -177,7 +196,7 @@ impl Unfinished {
                 listed,
             },
             start: store.keys.subnets.clone().into_bytes(),
-            begun: Instant::now(),
+            kept: Instant::now(),
         }
     }
 
@@ -190,11 +209,12 @@ impl Unfinished {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        kept.filter(|kept| kept.begun.elapsed() < LONGEST)
-            .filter(|kept| kept.listing.listed.asked == store.servers.history.mark())
+        kept.filter(|it| it.kept.elapsed() < LONGEST)
+            .filter(|it| it.listing.listed.asked == store.servers.history.mark())
     }
 
-    fn keep(self, store: &Store) {
+    fn keep(mut self, store: &Store) {
+        self.kept = Instant::now();
         if self.listing.revision != 0 {
             *store
                 .unfinished
@@ -238,10 +258,14 @@ async fn list_by(store: &Store, page: i64) -> Result<Listing, StoreError> {
             revision: unfinished.listing.revision,
             ..Range::between(unfinished.start.clone(), store.keys.subnets_end.as_str())
         };
+        let asked = Instant::now();
         let found = match get(&store.servers, range).await {
             Ok(found) => found,
             Err(error) => {
                 if matches!(error, StoreError::Unreachable { .. }) {
+                    // Who refuses a connection does so at once.
+                    let is_silence = asked.elapsed() >= DEADLINE;
+                    store.list_timed_out.store(is_silence, Ordering::Relaxed);
                     unfinished.keep(store);
                 }
                 return Err(error);

@@ -1,15 +1,16 @@
 //! How the own lease is renewed and restored: etcd's side of the [keeper](crate::cluster::lease::store::keeper).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::time::sleep;
 use tracing::warn;
 
 use super::Store;
-use super::held::{EtcdLease, Held, Settled, keep_alive};
+use super::held::{EtcdLease, GONE, Held, Settled, keep_alive};
 use crate::base::retry::random_seed;
 use crate::cluster::lease::store::keeper::{Outcome, OwnLease, TimeLeft};
-use crate::cluster::lease::store::spread::before_list;
+use crate::cluster::lease::store::spread::{before_list, before_requests};
 use crate::cluster::lease::store::state::State;
 use crate::cluster::lease::{Expiry, StoreError};
 
@@ -58,13 +59,16 @@ impl OwnLease for Own {
         };
         let before = held.etcd_lease;
         let settled = renew_and_check(&store, held, renew, touched).await?;
+        let is_retaken = settled == Settled::Gone && held.retake(&store).await?;
         let etcd_lease = held.etcd_lease;
-        match settled {
-            Settled::Kept { .. } | Settled::Retaken => {
+        let (reason, is_taken) = match settled {
+            Settled::Gone if !is_retaken => (GONE.to_owned(), false),
+            Settled::TakenOver { reason } => (reason, true),
+            Settled::Kept { .. } | Settled::Gone => {
                 drop(guard);
                 let time_left = match etcd_lease {
                     None => TimeLeft::Forever,
-                    Some(lease) if settled == Settled::Retaken => TimeLeft::FromNow(lease.ttl),
+                    Some(lease) if is_retaken => TimeLeft::FromNow(lease.ttl),
                     // Another writer attached another etcd lease, part of whose TTL has passed.
                     Some(_) if etcd_lease != before => TimeLeft::Unknown,
                     Some(lease) if renew => TimeLeft::FromNow(lease.ttl),
@@ -74,27 +78,39 @@ impl OwnLease for Own {
                     state.renewed(etcd_lease.map(|lease| lease.ttl));
                 }
                 store.spares.revoke(&store.servers).await;
-                Ok(Outcome::Kept {
+                return Ok(Outcome::Kept {
                     time_left,
                     // Somebody may go on changing or deleting it.
                     slow_down: settled != Settled::Kept { rewritten: false },
-                })
+                });
             }
-            Settled::Lost { reason } => {
-                let reason = format!("lost the lease of {}: {reason}", held.key);
-                let own = held.key;
-                if let Some(lease) = etcd_lease {
-                    store.spares.add(lease.id);
-                }
-                *guard = None;
-                drop(guard);
-                state.lost(&own);
-                // Whatever ended this lease may have ended those of all nodes; they must not take them again in step.
-                let nodes = state.hold_down().population();
-                sleep(before_list(nodes, &mut self.seed)).await;
-                Ok(Outcome::Lost { reason })
+        };
+        let reason = format!("lost the lease of {}: {reason}", held.key);
+        let own = held.key;
+        held.spare(&store);
+        *guard = None;
+        drop(guard);
+        state.lost(&own);
+        self.pause_before_taking(is_taken).await;
+        Ok(Outcome::Lost { reason })
+    }
+}
+
+impl Own {
+    /// Whatever ended this lease may have ended those of all nodes; they must not take them again in step. A lease that
+    /// another node took is that node's doing, and peers send to the wrong one until this one has another subnet.
+    async fn pause_before_taking(&mut self, is_taken: bool) {
+        let state = &self.store.state;
+        let nodes = state.hold_down().population();
+        let pause = match is_taken {
+            true => before_requests(nodes, &mut self.seed),
+            false => {
+                // This is the pause after a list that timed out, too.
+                self.store.list_timed_out.store(false, Ordering::Relaxed);
+                before_list(nodes, &mut self.seed)
             }
-        }
+        };
+        sleep(pause).await;
     }
 }
 

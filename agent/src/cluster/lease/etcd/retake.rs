@@ -18,12 +18,16 @@ impl Held {
     /// Writes the key, which is gone, if no other lease overlaps its subnet. Returns whether it did. A reservation is left
     /// to whoever deleted it.
     pub(super) async fn retake(&mut self, store: &Store) -> Result<bool, StoreError> {
-        let Some(compares) = alone(store, &self.key).filter(|_| self.etcd_lease.is_some()) else {
+        let Some(compares) =
+            nothing_overlaps(store, &self.key).filter(|_| self.etcd_lease.is_some())
+        else {
             return Ok(false);
         };
         // Others may have lost theirs, too, and are about to do the same.
         store.state.start_hold_down();
         self.spare(store);
+        // Of an earlier attempt, too: one that fails again and again must not leave a lease behind each time.
+        store.spares.settle(&store.servers).await?;
         let mut grant = store.spares.grant();
         let lease = grant.lease(&store.servers).await?;
         let name = store.key(&self.key);
@@ -46,7 +50,7 @@ impl Held {
 
 /// The comparisons that hold if no lease overlaps a subnet; `None` if they would be too many, or cannot be made: a lease
 /// with two families may share either with another one, and only the first is what its name begins with.
-fn alone(store: &Store, key: &SubnetKey) -> Option<Vec<Compare>> {
+fn nothing_overlaps(store: &Store, key: &SubnetKey) -> Option<Vec<Compare>> {
     /// etcd carries out 128 operations in a transaction (`--max-txn-ops`); a /18 holds 64 networks of three octets.
     const LENGTHS: std::ops::RangeInclusive<u8> = 18..=24;
     let (Some(net), None) = (key.v4, key.v6) else {
@@ -92,7 +96,7 @@ mod tests {
             ..Etcd::default()
         };
         let store = EtcdStore::new(settings, "node".to_owned()).unwrap().store;
-        let compares = alone(&store, &SubnetKey::parse_name(subnet).unwrap())?;
+        let compares = nothing_overlaps(&store, &SubnetKey::parse_name(subnet).unwrap())?;
         assert!(compares.len() <= 127, "{}", compares.len());
         let name = format!("{}{lease}", store.keys.subnets).into_bytes();
         let covers = |compare: &Compare| compare.key <= name && name < compare.end;

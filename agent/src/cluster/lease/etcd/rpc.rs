@@ -236,7 +236,7 @@ pub(super) struct Watch {
     pub(super) key: Vec<u8>,
     /// The end of the range, exclusive; empty for `key` alone.
     pub(super) end: Vec<u8>,
-    /// The first revision to report.
+    /// The first revision to report; 0 for the next one.
     pub(super) from: i64,
     /// Whether the server reports its revision when nothing happens.
     pub(super) progress: bool,

@@ -26,6 +26,7 @@ use crate::settings::Etcd;
 mod fleet;
 mod load;
 mod server;
+mod single;
 mod view;
 mod world;
 
@@ -211,7 +212,7 @@ async fn quiet(run: &Run) {
     let mark = run.mark();
     let most = Most {
         lists: 0.0,
-        // Renewals, and a sign of life every minute or two.
+        // Renewals, and a sign of life every minute.
         others: 5.0 + 10.0,
         writes: 0.0,
         agreement: SECOND,

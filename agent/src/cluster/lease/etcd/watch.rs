@@ -1,11 +1,11 @@
 //! The task that follows all leases and the network config: list, watch from that revision, and start over when the
 //! watch ends.
 //!
-//! Neither a broken stream nor a change of server loses an event: whenever a watch starts, everything is listed and
+//! Neither a broken stream nor a change of server loses an event: when a watch starts anew, everything is listed and
 //! reported as a snapshot. Only to resume at the revision after the last one seen would be cheaper but wrong: [another
 //! history](super::history) may have that revision as well. In a large cluster, where all nodes cannot list at once, a
-//! broken watch is resumed there first, and everything is listed later. The config is read whenever a watch starts, and
-//! watched from there.
+//! broken watch is resumed there first, with a check of the own key, and everything is listed later. The config is read
+//! whenever a watch starts, and watched from there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{debug, info};
 
 use super::Store;
 use super::challenge;
 use super::config::{self, StoredConfig};
 use super::listing::{Listing, get, is_compaction, list};
-use super::rpc::{Event, Failure, KeyValue, Message, Range, Watch, Watching, after, code};
+use super::rpc::{Event, Failure, Message, Range, Watch, Watching, code};
 use super::servers::Connection;
 use crate::base::retry::{Backoff, jittered, random_seed};
 use crate::cluster::lease::store::reporter::{Closed, Reporter};
@@ -28,19 +28,22 @@ use crate::cluster::lease::store::spread::{before_list, before_requests};
 use crate::cluster::lease::store::{DEADLINE, RECONNECT, until};
 use crate::cluster::lease::{Lease, StoreError, StoreEvent, SubnetKey};
 
-/// After at most this long without a message the server is asked for one; after a random part of it, since the last
-/// event came to all nodes at the same moment. HTTP/2 pings detect dead connections sooner; this detects a server that
+mod questions;
+
+use questions::QUESTIONS;
+
+/// After at most this long without a message the server is asked for one; on average after a minute, since the last event
+/// came to all nodes at the same moment. HTTP/2 pings detect dead connections sooner; this detects a server that
 /// answers pings and nothing else.
-const SILENCE: Duration = Duration::from_secs(120);
+const SILENCE: Duration = Duration::from_secs(75);
 
 /// The longest part of [`SILENCE`] that is left out.
-const SILENCE_JITTER: f64 = 0.5;
+const SILENCE_JITTER: f64 = 0.4;
 
-/// A cluster with more leases than this goes on with its watches at once when they broke, and lists later.
+/// A cluster with more leases than this goes on with its watches at once when they broke, and lists later. Fewer nodes
+/// wait at most two seconds for their turn to list, which a node may well be without its watch; `spread::LONG_LIST` is
+/// about the servers.
 const LISTED_AT_ONCE: usize = 2000;
-
-/// The ID of the challenge watch on its stream; the server numbers the others from 0.
-const QUESTIONS: i64 = 100;
 
 /// Follows the leases until the receiver of the events is dropped.
 pub(super) struct Watcher {
@@ -154,7 +157,8 @@ impl Watcher {
         // The own key may be missing as well, and must not wait that long.
         sleep(before_requests(nodes, &mut self.seed)).await;
         self.store.state.touch();
-        sleep_until(list).await;
+        // A clone that starts meanwhile must not take this node for dead.
+        let _ = timeout_at(list, self.answer_challenges()).await;
     }
 
     /// The stream broke. In a large cluster, where a list must wait, the watch goes on from the last event; the list is
@@ -178,6 +182,7 @@ impl Watcher {
     async fn follow(&mut self, interrupted: bool) -> Result<std::convert::Infallible, Stop> {
         /// The challenge watch is the third to be created.
         const THIRD: u32 = 3;
+        let is_resumed = interrupted && self.next.is_some();
         let from = self.catch_up(interrupted).await?;
         let store = Arc::clone(&self.store);
         let mut reconnections = store.servers.reconnections();
@@ -185,6 +190,10 @@ impl Watcher {
         let (mut stream, leases) = self.open(&connection, from).await?;
         self.backoff.reset();
         self.put_off_list();
+        if is_resumed {
+            // In another history that has come as far the own key may be missing, which no event would tell.
+            store.state.touch();
+        }
         let url = store.servers.url(&connection).to_owned();
         self.reporter.reachable(url).await?;
         self.answer_earlier().await;
@@ -365,14 +374,7 @@ impl Watcher {
             deletions: true,
         };
         // Earlier challenges are read once the watch is confirmed.
-        let of_questions = self.questions.as_deref().map(|questions| Watch {
-            id: QUESTIONS,
-            key: questions.into(),
-            end: after(questions).into(),
-            deletions: false,
-            ..of_config.clone()
-        });
-        std::iter::once(of_config).chain(of_questions)
+        std::iter::once(of_config).chain(self.question_watch(from))
     }
 
     fn canceled(&self, connection: &Connection, response: &Message) -> Stop {
@@ -385,40 +387,6 @@ impl Watcher {
             return Stop::Outdated;
         }
         self.broken(connection, Some(refused(response)))
-    }
-
-    /// Answers challenges that were sent while there was no watch: the asking node waits for seconds.
-    async fn answer_earlier(&mut self) {
-        let Some(questions) = &self.questions else {
-            return;
-        };
-        let earlier = challenge::earlier(&self.store, questions).await;
-        for question in earlier {
-            self.answer(question);
-        }
-    }
-
-    /// Answers in a task of its own: if etcd is slow, lease events must not wait for it.
-    fn answer(&mut self, question: KeyValue) {
-        /// More concurrent challenges than this are not honest questions.
-        const MOST: usize = 8;
-        while self.answers.try_join_next().is_some() {}
-        if self.answers.len() < MOST {
-            let store = Arc::clone(&self.store);
-            self.answers
-                .spawn(async move { challenge::answer(&store, &question).await });
-        }
-    }
-
-    /// Reports once that other nodes cannot ask whether this node is alive.
-    fn not_asked(&mut self, response: &Message) {
-        let Some(questions) = self.questions.take() else {
-            return;
-        };
-        warn!(
-            "etcd refused to watch {questions}: {}. A clone of this node that starts could take over its lease; give the etcd role readwrite there",
-            response.reason
-        );
     }
 
     fn broken(&self, connection: &Connection, failure: Option<Failure>) -> Stop {

@@ -2,9 +2,10 @@
 //!
 //! If etcd is unreachable for longer than the TTL, all leases are gone when it is back, and their owners take them
 //! again one by one. If peers followed each list in between, the overlay would be torn down and built up again. So a
-//! lease that vanished during an outage still counts for a while. In normal operation an expired lease is gone at once.
+//! lease that vanished during an outage still counts for a while, and no longer however many outages follow. In normal
+//! operation an expired lease is gone at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
@@ -14,15 +15,16 @@ use crate::cluster::lease::SubnetKey;
 #[derive(Debug, Default)]
 pub(in crate::cluster::lease) struct HoldDown {
     known: BTreeSet<SubnetKey>,
-    missing: BTreeSet<SubnetKey>,
+    /// With the time until when each counts: fixed when it vanished.
+    missing: BTreeMap<SubnetKey, Instant>,
     /// How many leases there were when they were last counted.
     counted: usize,
-    /// Until when missing leases still count.
+    /// Until when leases that vanish from now on still count.
     until: Option<Instant>,
 }
 
 impl HoldDown {
-    /// There was an outage: leases missing afterwards count until then.
+    /// There was an outage: leases that are missing after it, and were not before, count until then.
     pub(in crate::cluster::lease) fn start(&mut self, until: Instant) {
         self.until = self.until.max(Some(until));
     }
@@ -50,13 +52,15 @@ impl HoldDown {
         now: Instant,
     ) -> Vec<SubnetKey> {
         let listed: BTreeSet<_> = keys.collect();
-        self.missing.clear();
-        if self.until.is_some_and(|until| until > now) {
-            self.missing.extend(self.known.difference(&listed));
-        }
+        let before = std::mem::take(&mut self.missing);
+        let missing = self.known.difference(&listed).filter_map(|key| {
+            let until = before.get(key).copied().or(self.until)?;
+            (until > now).then_some((*key, until))
+        });
+        self.missing = missing.collect();
         self.known = listed;
-        self.known.extend(&self.missing);
-        self.missing.iter().copied().collect()
+        self.known.extend(self.missing.keys());
+        self.missing.keys().copied().collect()
     }
 
     /// A lease was written.
@@ -67,8 +71,9 @@ impl HoldDown {
 
     /// A lease is gone. Returns whether to report that now.
     pub(in crate::cluster::lease) fn removed(&mut self, key: SubnetKey, now: Instant) -> bool {
-        if self.until.is_some_and(|until| until > now) && self.known.contains(&key) {
-            self.missing.insert(key);
+        let until = self.missing.get(&key).copied().or(self.until);
+        if let Some(until) = until.filter(|until| *until > now && self.known.contains(&key)) {
+            self.missing.insert(key, until);
             return false;
         }
         self.forget(&key);
@@ -77,17 +82,17 @@ impl HoldDown {
 
     /// When to call [`Self::take_gone`] next, if at all.
     pub(in crate::cluster::lease) fn due(&self) -> Option<Instant> {
-        self.until.filter(|_| !self.missing.is_empty())
+        self.missing.values().min().copied()
     }
 
     /// The leases that their owners did not take again in time.
     pub(in crate::cluster::lease) fn take_gone(&mut self, now: Instant) -> Vec<SubnetKey> {
-        if self.until.is_some_and(|until| until > now) {
-            return Vec::new();
+        let gone = self.missing.iter().filter(|(_, until)| **until <= now);
+        let gone: Vec<_> = gone.map(|(key, _)| *key).collect();
+        for key in &gone {
+            self.forget(key);
         }
-        let gone = std::mem::take(&mut self.missing);
-        self.known.retain(|key| !gone.contains(key));
-        gone.into_iter().collect()
+        gone
     }
 }
 
@@ -139,6 +144,29 @@ mod tests {
         assert_eq!(hold_down.take_gone(later), all[1..3]);
         assert_eq!((hold_down.due(), hold_down.population()), (None, 2));
         assert!(hold_down.removed(all[0], later));
+    }
+
+    /// A server that breaks its connections again and again is an outage each time.
+    #[test]
+    fn one_outage_after_the_other_does_not_keep_a_lease_for_ever() {
+        let (mut hold_down, now) = (HoldDown::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let all = keys(&[1, 2, 3]);
+        hold_down.listed(all.iter().copied(), now);
+        hold_down.start(at(20));
+        assert_eq!(hold_down.listed(keys(&[2, 3]).into_iter(), now), all[..1]);
+        hold_down.start(at(35));
+        assert_eq!(hold_down.listed(keys(&[3]).into_iter(), at(15)), all[..2]);
+        assert_eq!(hold_down.due(), Some(at(20)));
+        hold_down.start(at(40));
+        assert_eq!(hold_down.take_gone(at(20)), all[..1]);
+        assert_eq!((hold_down.due(), hold_down.population()), (Some(at(35)), 2));
+        hold_down.start(at(55));
+        assert_eq!(hold_down.listed(keys(&[3]).into_iter(), at(36)), []);
+        // What came back in between starts anew.
+        hold_down.set(all[1]);
+        assert!(!hold_down.removed(all[1], at(37)));
+        assert_eq!(hold_down.due(), Some(at(55)));
     }
 
     #[test]

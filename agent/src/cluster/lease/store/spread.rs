@@ -16,7 +16,8 @@ use crate::base::retry::next_random;
 const LIST: Duration = Duration::from_millis(1);
 
 /// In a larger cluster a list takes the servers longer, in proportion: 65,000 nodes that read 65,000 leases each are
-/// more than 800 GB.
+/// more than 800 GB. Below that, [`LIST`] allows for the lists' length already; it is a limit of the servers, while how
+/// long a node may be without its watch (`etcd::watch`) is one of the node.
 const LONG_LIST: u32 = 5000;
 
 /// The delay per node for a few small requests.
@@ -35,17 +36,17 @@ pub(in crate::cluster::lease) fn longest_before_list(nodes: usize) -> Duration {
 
 /// A random delay before all leases are listed.
 pub(in crate::cluster::lease) fn before_list(nodes: usize, seed: &mut u64) -> Duration {
-    part(longest_before_list(nodes), seed)
+    random_part(longest_before_list(nodes), seed)
 }
 
 /// A random delay before a few small requests.
 pub(in crate::cluster::lease) fn before_requests(nodes: usize, seed: &mut u64) -> Duration {
     let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-    part(REQUESTS.saturating_mul(nodes).min(LONGEST), seed)
+    random_part(REQUESTS.saturating_mul(nodes).min(LONGEST), seed)
 }
 
 /// A random part of a time.
-fn part(whole: Duration, seed: &mut u64) -> Duration {
+fn random_part(whole: Duration, seed: &mut u64) -> Duration {
     // 32 random bits as a fraction of 1: f64 holds them exactly.
     let random = u32::try_from(next_random(seed) >> 32).unwrap_or(0);
     whole.mul_f64(f64::from(random) / (f64::from(u32::MAX) + 1.0))

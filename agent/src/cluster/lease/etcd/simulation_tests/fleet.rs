@@ -83,11 +83,11 @@ struct Node {
     acquiring: JoinSet<Result<Taken, StoreError>>,
 }
 
-fn owner(number: usize) -> String {
+pub(super) fn owner(number: usize) -> String {
     format!("{number:032x}")
 }
 
-fn attrs(number: usize) -> LeaseAttrs {
+pub(super) fn attrs(number: usize) -> LeaseAttrs {
     let low = u32::try_from(number).unwrap();
     let [_, b, c, d] = low.to_be_bytes();
     let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:{b:02x}:{c:02x}:{d:02x}"}}"#);
@@ -100,6 +100,23 @@ fn attrs(number: usize) -> LeaseAttrs {
         backend_v6_data: None,
         owner: None,
     }
+}
+
+/// The store of a node. `is_full`: it is shown all leases.
+pub(super) fn store(cluster: &Arc<Cluster>, number: usize, is_full: bool) -> EtcdStore {
+    // Each node prefers another member, as where clients shuffle their list.
+    let member = |i: usize| format!("http://{}.etcd:2379", (number + i) % MEMBERS);
+    let settings = Etcd {
+        endpoints: (0..MEMBERS).map(member).collect(),
+        lease_ttl: TTL,
+        ..Etcd::default()
+    };
+    let connector = Box::new(Side {
+        cluster: Arc::clone(cluster),
+        owner: owner(number).into(),
+        is_full,
+    });
+    EtcdStore::connected_by(connector, settings, owner(number), GRACE).unwrap()
 }
 
 impl Fleet {
@@ -138,26 +155,14 @@ impl Fleet {
     }
 
     fn node(&self, number: usize) -> Node {
-        // Each node prefers another member, as where clients shuffle their list.
-        let member = |i: usize| format!("http://{}.etcd:2379", (number + i) % MEMBERS);
-        let settings = Etcd {
-            endpoints: (0..MEMBERS).map(member).collect(),
-            lease_ttl: TTL,
-            ..Etcd::default()
-        };
-        let side = Side {
-            cluster: Arc::clone(&self.cluster),
-            owner: owner(number).into(),
-            is_full: number < self.sample,
-        };
-        let connector = Box::new(side);
+        let is_full = number < self.sample;
         Node {
             number,
             attrs: attrs(number),
             config: self.config.clone(),
             board: Arc::clone(&self.board),
-            store: EtcdStore::connected_by(connector, settings, owner(number), GRACE).unwrap(),
-            is_full: number < self.sample,
+            store: store(&self.cluster, number, is_full),
+            is_full,
             acquiring: JoinSet::new(),
         }
     }

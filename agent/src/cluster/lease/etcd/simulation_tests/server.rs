@@ -258,6 +258,9 @@ impl Inner {
         if watch.id == 0 {
             watch.id = i64::try_from(stream.watches.len()).unwrap();
         }
+        if watch.from == 0 {
+            watch.from = self.world.revision + 1;
+        }
         let header = self.world.header();
         let message = Message {
             header,

@@ -353,6 +353,11 @@ impl World {
         )
     }
 
+    /// How many etcd leases there are.
+    pub(super) fn etcd_leases(&self) -> usize {
+        self.leases.len()
+    }
+
     /// Revokes an etcd lease: its keys go at one revision.
     pub(super) fn revoke(&mut self, id: i64) -> Result<Vec<Event>, Failure> {
         let Some(lease) = self.leases.get(&id) else {

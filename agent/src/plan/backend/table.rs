@@ -247,8 +247,7 @@ mod tests {
 
     #[test]
     fn all_of_flannels_that_there_are_go_by_its_names() {
-        let flannels =
-            "ali-vpc alloc aws-vpc extension gce host-gw ipip ipsec tencent-vpc udp vxlan wireguard";
+        let flannels = "ali-vpc alloc aws-vpc extension gce host-gw ipip ipsec tencent-vpc udp vxlan wireguard";
         for kind in flannels.split(' ') {
             assert_eq!(find(kind).map(|backend| backend.kind), Some(kind));
         }

@@ -95,6 +95,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 if changed {
                     tasks.publish.now();
                     tasks.programmed_all(overlay.program().await);
+                    if overlay.cloud_trouble().is_ok() {
+                        // That of the backend before.
+                        tasks.cloud_routes.done();
+                    }
                 }
             }
             Err(error) => self.config_failed(&error, tasks),

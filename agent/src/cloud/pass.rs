@@ -10,10 +10,17 @@ use tokio::time::Instant;
 use super::error::CloudError;
 use super::plan::{Step, Wanted, diff};
 use super::table::{Forwarding, Route, RouteTable, TableId, Target};
+use crate::base::retry::next_random;
 
 /// How long an accepted change may take to show in a list. EC2 names no limit; its documentation on eventual consistency
 /// suggests to go on asking for up to five minutes, but a route shows within seconds.
-const SETTLE: Duration = Duration::from_secs(60);
+pub(crate) const SETTLE: Duration = Duration::from_secs(60);
+
+/// How old a list may be when a route is removed by it.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// How long another live instance must leave an own subnet's route alone until it is taken back again.
+const TRUCE: Duration = Duration::from_secs(3600);
 
 /// What is wrong with the routes.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -101,16 +108,26 @@ pub(crate) struct Pass {
     pub(crate) problems: Vec<Problem>,
     /// Whether accepted changes do not show yet.
     pub(crate) is_pending: bool,
+    /// Whether routes are left to be removed that lead nowhere, or that are in tables that are no longer used.
+    pub(crate) has_more: bool,
+    /// What keeps routes in tables that are no longer used.
+    pub(crate) left: Vec<Problem>,
 }
 
 impl Pass {
-    /// Whether the provider routes everything as it should: every table was seen to be complete, and nothing is left to
-    /// do.
+    /// Whether the provider routes everything as it should: every table was seen to be complete, and nothing of this node's
+    /// is left in it.
     pub(crate) fn is_settled(&self) -> bool {
         self.problems.is_empty() && !self.is_pending
     }
 
-    fn failed(&mut self, table: Option<&TableId>, error: CloudError) {
+    /// Whether there is nothing left to do at all.
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_settled() && !self.has_more && self.left.is_empty()
+    }
+
+    /// Records a failed call.
+    pub(crate) fn failed(&mut self, table: Option<&TableId>, error: CloudError) {
         let problem = Problem::Call {
             table: table.cloned(),
             error,
@@ -119,42 +136,76 @@ impl Pass {
     }
 }
 
-/// What was accepted and did not show in a list yet. Kept from pass to pass.
+/// What is known from earlier passes.
 #[derive(Debug, Default)]
-pub(crate) struct Accepted(BTreeMap<(TableId, Ipv4Net), Instant>);
+pub(crate) struct Accepted {
+    /// What was accepted and did not show in a list yet.
+    changes: BTreeMap<(TableId, Ipv4Net), Instant>,
+    /// Own subnets whose routes another live instance took over: how often they were taken back, and when last.
+    taken_back: BTreeMap<(TableId, Ipv4Net), (u32, Instant)>,
+    /// For the choice among dead nodes' routes.
+    seed: u64,
+}
 
 impl Accepted {
+    /// Nothing yet. Nodes with different seeds do not remove the same routes at once.
+    pub(crate) fn seeded(seed: u64) -> Self {
+        Self {
+            seed,
+            ..Self::default()
+        }
+    }
+
+    /// Whether another live instance insists on an own subnet: two nodes that cannot reach the lease store may both believe
+    /// that they lease it.
+    fn is_contested(&self, table: &TableId, step: &Step) -> bool {
+        let taken = self.taken_back.get(&(table.clone(), step.destination()));
+        let is_often = |(times, last): &(u32, Instant)| *times >= 2 && last.elapsed() < TRUCE;
+        step.takes_over() && taken.is_some_and(is_often)
+    }
+
     /// Whether a change was accepted so recently that it need not show yet.
-    fn is_recent(&self, table: &TableId, destination: Ipv4Net, now: Instant) -> bool {
-        let since = self.0.get(&(table.clone(), destination));
-        since.is_some_and(|since| now.duration_since(*since) < SETTLE)
+    fn is_recent(&self, table: &TableId, destination: Ipv4Net) -> bool {
+        let since = self.changes.get(&(table.clone(), destination));
+        since.is_some_and(|since| since.elapsed() < SETTLE)
+    }
+
+    /// Records an accepted change.
+    fn note(&mut self, table: &TableId, step: &Step, time: Instant) {
+        let key = (table.clone(), step.destination());
+        if step.takes_over() {
+            let (times, last) = self.taken_back.entry(key.clone()).or_insert((0, time));
+            let before = if last.elapsed() < TRUCE { *times } else { 0 };
+            (*times, *last) = (before + 1, time);
+        }
+        self.changes.insert(key, time);
     }
 }
 
-/// Compares all tables and makes the changes, as [`run_except`].
-pub(crate) async fn run(
-    routes: &mut dyn RouteTable,
-    wanted: &Wanted,
-    accepted: &mut Accepted,
-) -> Pass {
-    run_except(routes, wanted, accepted, &[]).await
+/// What a pass is to bring about.
+pub(crate) struct Round<'a> {
+    /// What the tables should have.
+    pub(crate) wanted: &'a Wanted,
+    /// Whether a node leases a subnet by now.
+    pub(crate) is_leased: &'a (dyn Fn(&Ipv4Net) -> bool + Sync),
+    /// Tables to leave alone.
+    pub(crate) except: &'a [Seen],
 }
 
-/// Compares all tables but some and makes the changes. A failure in one table does not keep the others from being
-/// changed, unless it shows that no call can succeed now.
-pub(crate) async fn run_except(
+/// Compares all tables and makes the changes. A failure in one table does not keep the others from being changed, unless it
+/// shows that no call can succeed now. If it is cancelled, `pass` has what was done until then.
+pub(crate) async fn run(
     routes: &mut dyn RouteTable,
-    wanted: &Wanted,
+    round: &Round<'_>,
     accepted: &mut Accepted,
-    except: &[Seen],
-) -> Pass {
-    let mut pass = Pass::default();
+    pass: &mut Pass,
+) {
     // First, so that no packet is sent here that the provider then drops.
-    if let Err(error) = allow_forwarding(routes, wanted, &mut pass).await {
+    if let Err(error) = allow_forwarding(routes, round.wanted, pass).await {
         let stop = stops(&error);
         pass.failed(None, error);
         if stop {
-            return pass;
+            return;
         }
     }
     let tables = match routes.tables().await {
@@ -163,19 +214,18 @@ pub(crate) async fn run_except(
             if !pass.problems.iter().any(|problem| is_same(problem, &error)) {
                 pass.failed(None, error);
             }
-            return pass;
+            return;
         }
     };
     for table in &tables {
-        if except.iter().any(|seen| seen.id == *table) {
+        if round.except.iter().any(|seen| seen.id == *table) {
             continue;
         }
-        if let Err(error) = keep(routes, table, wanted, accepted, &mut pass).await {
+        if let Err(error) = keep(routes, table, round, accepted, pass).await {
             pass.failed(Some(table), error);
             break;
         }
     }
-    pass
 }
 
 fn is_same(problem: &Problem, other: &CloudError) -> bool {
@@ -216,7 +266,7 @@ async fn allow_forwarding(
 async fn keep(
     routes: &mut dyn RouteTable,
     table: &TableId,
-    wanted: &Wanted,
+    round: &Round<'_>,
     accepted: &mut Accepted,
     pass: &mut Pass,
 ) -> Result<(), CloudError> {
@@ -228,6 +278,7 @@ async fn keep(
             return Ok(());
         }
     };
+    let listed = Instant::now();
     let is_there = |own: &Ipv4Net| {
         let mut to_own = has.iter().filter(|route| route.target == Target::Own);
         to_own.any(|route| route.destination == *own)
@@ -235,9 +286,9 @@ async fn keep(
     pass.tables.push(Seen {
         id: table.clone(),
         routes: has.len(),
-        is_complete: wanted.own.iter().all(is_there),
+        is_complete: round.wanted.own.iter().all(is_there),
     });
-    let steps = diff(wanted, &has);
+    let steps = diff(round.wanted, &has);
     for route in &steps.held {
         pass.problems.push(held(routes, table, route));
     }
@@ -245,25 +296,71 @@ async fn keep(
         let mut steps = steps.changes.iter();
         steps.any(|step| step.destination() == destination)
     };
-    accepted
-        .0
-        .retain(|(of, destination), _| of != table || differs(*destination));
-    for step in &steps.changes {
-        let now = Instant::now();
-        if accepted.is_recent(table, step.destination(), now) {
+    (accepted.changes).retain(|(of, destination), _| of != table || differs(*destination));
+    let (dead, ours): (Vec<Step>, Vec<Step>) =
+        (steps.changes.into_iter()).partition(Step::is_of_dead_node);
+    for step in &ours {
+        let is_late = matches!(step, Step::Remove(_)) && listed.elapsed() >= FRESH;
+        if let Step::Replace(route) = step
+            && accepted.is_contested(table, step)
+        {
+            pass.problems.push(held(routes, table, route));
+            continue;
+        }
+        if is_late || accepted.is_recent(table, step.destination()) {
             pass.is_pending = true;
             continue;
         }
-        match make(routes, table, step, &mut pass.made).await {
-            Ok(()) => {
-                pass.is_pending = true;
-                accepted.0.insert((table.clone(), step.destination()), now);
-            }
-            Err(error) if stops(&error) => return Err(error),
-            Err(error) => pass.failed(Some(table), error),
+        pass.is_pending |= change(routes, table, step, accepted, pass).await?;
+    }
+    let dead = dead
+        .into_iter()
+        .filter(|step| !(round.is_leased)(&step.destination()));
+    clear(routes, table, (dead.collect(), listed), accepted, pass).await
+}
+
+/// Removes one of the routes that dead nodes left, chosen at random. Only one for each list, and none by an old one: a
+/// node that leases such a subnet meanwhile adds its route under the same name or destination, and a provider does not
+/// tell the two apart.
+async fn clear(
+    routes: &mut dyn RouteTable,
+    table: &TableId,
+    (dead, listed): (Vec<Step>, Instant),
+    accepted: &mut Accepted,
+    pass: &mut Pass,
+) -> Result<(), CloudError> {
+    pass.has_more |= !dead.is_empty();
+    let is_open = |step: &&Step| !accepted.is_recent(table, step.destination());
+    let open: Vec<&Step> = dead.iter().filter(is_open).collect();
+    let count = u64::try_from(open.len()).unwrap_or(u64::MAX);
+    let chosen = next_random(&mut accepted.seed).checked_rem(count);
+    let chosen = chosen.and_then(|at| open.get(usize::try_from(at).ok()?));
+    let Some(step) = chosen.filter(|_| listed.elapsed() < FRESH) else {
+        return Ok(());
+    };
+    change(routes, table, step, accepted, pass).await.map(drop)
+}
+
+/// Makes a change; whether it was accepted. A failure that concerns only this one is recorded.
+async fn change(
+    routes: &mut dyn RouteTable,
+    table: &TableId,
+    step: &Step,
+    accepted: &mut Accepted,
+    pass: &mut Pass,
+) -> Result<bool, CloudError> {
+    let now = Instant::now();
+    match make(routes, table, step, &mut pass.made).await {
+        Ok(()) => {
+            accepted.note(table, step, now);
+            Ok(true)
+        }
+        Err(error) if stops(&error) => Err(error),
+        Err(error) => {
+            pass.failed(Some(table), error);
+            Ok(false)
         }
     }
-    Ok(())
 }
 
 async fn make(

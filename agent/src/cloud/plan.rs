@@ -6,6 +6,7 @@
 //! | own subnet, to nothing that lives, or marked as ours | replaced |
 //! | own subnet, to somebody else's next hop | reported, never touched |
 //! | a possible subnet of the network, not the own one, to this instance | removed: left by an earlier lease |
+//! | a subnet that this node had in another network, to this instance | removed |
 //! | a possible subnet of the network that nobody leases, to nothing that lives | removed: left by a dead node, as flannel does |
 //! | anything else | never touched |
 
@@ -24,6 +25,8 @@ pub(crate) struct Wanted {
     pub(crate) network: Option<(Ipv4Net, u8)>,
     /// The subnets that other nodes lease.
     pub(crate) leased: BTreeSet<Ipv4Net>,
+    /// Subnets that this node had, perhaps of another network, until nothing leads here from them any more.
+    pub(crate) former: BTreeSet<Ipv4Net>,
 }
 
 /// One change of a table.
@@ -54,6 +57,16 @@ impl Step {
             Self::Replace(route) | Self::Remove(route) => route.destination,
         }
     }
+
+    /// Whether it takes a route from another live instance.
+    pub(crate) fn takes_over(&self) -> bool {
+        matches!(self, Self::Replace(route) if matches!(route.target, Target::Other(_)))
+    }
+
+    /// Whether it removes what a dead node left.
+    pub(crate) fn is_of_dead_node(&self) -> bool {
+        matches!(self, Self::Remove(route) if matches!(route.target, Target::Dead(_)))
+    }
 }
 
 impl Wanted {
@@ -66,12 +79,13 @@ impl Wanted {
 
     /// Whether a route that is not for an own subnet was left by an earlier lease or a dead node.
     fn is_left(&self, route: &Route) -> bool {
-        if route.mark == Mark::Foreign || !self.is_subnet(route.destination) {
+        if route.mark == Mark::Foreign {
             return false;
         }
+        let is_subnet = self.is_subnet(route.destination);
         match route.target {
-            Target::Own => true,
-            Target::Dead(_) => !self.leased.contains(&route.destination),
+            Target::Own => is_subnet || self.former.contains(&route.destination),
+            Target::Dead(_) => is_subnet && !self.leased.contains(&route.destination),
             Target::Other(_) => false,
         }
     }

@@ -9,6 +9,7 @@ pub(super) mod azure;
 mod double;
 pub(super) mod gce;
 pub(super) mod openstack;
+mod paging;
 mod suspect;
 pub(super) mod tencent;
 mod variables;

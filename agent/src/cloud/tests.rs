@@ -3,6 +3,7 @@
 mod aws;
 #[path = "../../tests/clouds/compute.rs"]
 mod compute;
+mod dead;
 #[path = "../../tests/clouds/ec2.rs"]
 mod ec2;
 mod gce;
@@ -17,7 +18,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use ipnet::Ipv4Net;
 
 use super::access::Access;
-use super::pass::{self, Accepted, Pass};
+use super::pass::{self, Accepted, Pass, Round};
 use super::plan::Wanted;
 use super::provider;
 use super::table::RouteTable;
@@ -37,7 +38,24 @@ fn wanted() -> Wanted {
         own: BTreeSet::from([net("10.5.1.0/24")]),
         network: Some((net("10.5.0.0/16"), 24)),
         leased: BTreeSet::from([net("10.5.2.0/24")]),
+        former: BTreeSet::new(),
     }
+}
+
+/// A pass during which no lease changes.
+pub(super) async fn run(
+    routes: &mut dyn RouteTable,
+    wanted: &Wanted,
+    accepted: &mut Accepted,
+) -> Pass {
+    let mut pass = Pass::default();
+    let round = Round {
+        wanted,
+        is_leased: &|subnet| wanted.leased.contains(subnet),
+        except: &[],
+    };
+    pass::run(routes, &round, accepted, &mut pass).await;
+    pass
 }
 
 /// This node's side: a provider, and what it remembers from pass to pass.
@@ -74,15 +92,15 @@ impl Node {
     }
 
     async fn pass(&mut self) -> Pass {
-        pass::run(&mut *self.routes, &self.wanted, &mut self.accepted).await
+        run(&mut *self.routes, &self.wanted, &mut self.accepted).await
     }
 
-    /// Passes until one is settled.
+    /// Passes until nothing is left to do.
     async fn settle(&mut self) {
         let mut last = Pass::default();
-        for _ in 0..5 {
+        for _ in 0..9 {
             last = self.pass().await;
-            if last.is_settled() {
+            if last.is_done() {
                 return;
             }
         }

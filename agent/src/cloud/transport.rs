@@ -1,5 +1,6 @@
 //! HTTP to a provider's API and to the instance's metadata service.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,10 +41,10 @@ pub(crate) struct Transport {
     authorities: Option<PathBuf>,
     /// Read at the first use.
     tls: Option<Arc<ClientConfig>>,
+    received: u64,
 }
 
-/// A request.
-#[derive(Debug)]
+/// A request. Headers, query and body may have secrets, and do not show in its debug form.
 pub(crate) struct Call {
     pub(crate) method: Method,
     /// With scheme, host, path and query; all of it percent-encoded.
@@ -53,12 +54,24 @@ pub(crate) struct Call {
     pub(crate) body: Bytes,
 }
 
-/// What was answered.
-#[derive(Debug)]
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (url, _) = self.url.split_once('?').unwrap_or((&self.url, ""));
+        write!(f, "{} {url}", self.method)
+    }
+}
+
+/// What was answered. Headers and body may have secrets, and do not show in its debug form.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} with {} bytes", self.status, self.body.len())
+    }
 }
 
 impl Answer {
@@ -78,6 +91,17 @@ impl Answer {
             problem: error.to_string(),
         })
     }
+
+    /// The same for one that has a secret in it, which the parser's message might quote.
+    pub(crate) fn secret_json<'a, T: serde::Deserialize<'a>>(
+        &'a self,
+        call: &'static str,
+    ) -> Result<T, CloudError> {
+        serde_json::from_slice(&self.body).map_err(|error| CloudError::Malformed {
+            call,
+            problem: format!("not the expected JSON in line {}", error.line()),
+        })
+    }
 }
 
 impl Transport {
@@ -89,6 +113,7 @@ impl Transport {
             clock: SystemTime::now,
             authorities: None,
             tls: None,
+            received: 0,
         }
     }
 
@@ -130,6 +155,11 @@ impl Transport {
         since.unwrap_or_default().as_secs()
     }
 
+    /// How many bytes all bodies of answers had until now.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
     /// Sends a request over a connection of its own, and reads the answer, whatever its status.
     ///
     /// # Errors
@@ -143,7 +173,11 @@ impl Transport {
         let server = format!("{scheme}://{}", uri.authority().map_or("", |a| a.as_str()));
         let unreachable = |problem: String| CloudError::Unreachable { server, problem };
         match timeout(ANSWER_TIMEOUT, self.exchange(&uri, call)).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                let bytes = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
+                self.received = self.received.saturating_add(bytes);
+                Ok(answer)
+            }
             Ok(Err(problem)) => Err(unreachable(problem)),
             Err(_) => Err(unreachable(format!(
                 "no answer within {} s",
@@ -218,4 +252,39 @@ async fn connect(
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let stream = TlsConnector::from(config).connect(name, stream).await?;
     Ok(Box::new(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_do_not_show() {
+        let call = Call {
+            method: Method::POST,
+            url: "https://api.example/routes?Signature=hidden1".to_owned(),
+            headers: vec![("authorization", "Bearer hidden2".to_owned())],
+            body: Bytes::from_static(b"assertion=hidden3"),
+        };
+        assert_eq!(format!("{call:?}"), "POST https://api.example/routes");
+        let answer = Answer {
+            status: 201,
+            headers: [(HOST, "hidden4".parse().unwrap())].into_iter().collect(),
+            body: Bytes::from_static(b"\"hidden5\""),
+        };
+        assert_eq!(format!("{answer:?}"), "201 with 9 bytes");
+        // Serde quotes a string that it did not expect.
+        let error = answer.secret_json::<u64>("token").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "token: unexpected answer: not the expected JSON in line 1"
+        );
+        assert!(
+            answer
+                .json::<u64>("list")
+                .unwrap_err()
+                .to_string()
+                .contains("hidden5")
+        );
+    }
 }

@@ -4,17 +4,18 @@
 //! A pass is made when what is wanted changes, after a while to read accepted changes back, after a failure as soon as
 //! the provider allows, and otherwise once in a resync interval.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::access::{Access, variable};
-use super::pass::{self, Accepted, Pass, Problem, Seen};
+use super::error::CloudError;
+use super::pass::{self, Accepted, Pass, Problem, Round, Seen};
 use super::plan::Wanted;
 use super::provider;
 use super::table::RouteTable;
@@ -36,6 +37,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(900);
 /// How long routes that were seen to be complete count as such while the provider does not answer: they stay in force
 /// there, whatever its API does.
 pub(crate) const BELIEVED: Duration = Duration::from_secs(900);
+
+/// How long a pass may take: some hundred calls. One that takes longer is begun anew.
+const PASS_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The latest job, and its number.
+type Jobs = watch::Receiver<Option<(u64, Job)>>;
 
 /// How to reach the provider, from the settings.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -105,11 +112,13 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Waits for the first job.
-    pub(crate) fn start() -> Self {
+    ///
+    /// `left` is what an earlier run may have left in tables that are not those of the job: all of it is removed.
+    pub(crate) fn start(left: Option<Job>) -> Self {
         let (jobs, receiver) = watch::channel(None);
         let (sender, outcomes) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
-        task.spawn(work(receiver, sender));
+        task.spawn(work(receiver, sender, left));
         Self {
             jobs,
             outcomes: Mutex::new(outcomes),
@@ -141,6 +150,16 @@ impl Worker {
         }
     }
 
+    /// The end of a pass for what is wanted now, with such a result.
+    #[cfg(test)]
+    pub(crate) fn ended(&self, pass: Pass) -> Outcome {
+        Outcome {
+            pass,
+            next: Duration::ZERO,
+            number: self.number,
+        }
+    }
+
     /// Whether a pass was made for what is wanted now.
     pub(crate) fn is_last(&self, outcome: &Outcome) -> bool {
         outcome.number == self.number
@@ -155,17 +174,42 @@ struct Open {
 }
 
 impl Open {
-    async fn pass(&mut self, wanted: &Wanted) -> Pass {
-        pass::run(&mut *self.routes, wanted, &mut self.accepted).await
+    async fn pass(&mut self, jobs: &Jobs) -> Pass {
+        let wanted = self.job.wanted.clone();
+        self.run(&wanted, jobs, &[]).await
     }
 
     /// Removes what is ours from all tables but those that are still used.
-    async fn leave(&mut self, used: &[Seen]) -> Pass {
-        let nothing = Wanted {
-            own: BTreeSet::new(),
-            ..self.job.wanted.clone()
+    async fn leave(&mut self, jobs: &Jobs, used: &[Seen]) -> Pass {
+        let mut nothing = self.job.wanted.clone();
+        nothing.former.append(&mut nothing.own);
+        self.run(&nothing, jobs, used).await
+    }
+
+    async fn run(&mut self, wanted: &Wanted, jobs: &Jobs, except: &[Seen]) -> Pass {
+        let is_leased = |subnet: &Ipv4Net| {
+            let latest = jobs.borrow();
+            let latest = latest.as_ref().map(|(_, job)| &job.wanted);
+            latest.is_some_and(|it| it.leased.contains(subnet) || it.own.contains(subnet))
         };
-        pass::run_except(&mut *self.routes, &nothing, &mut self.accepted, used).await
+        let round = Round {
+            wanted,
+            is_leased: &is_leased,
+            except,
+        };
+        let mut pass = Pass::default();
+        let run = pass::run(&mut *self.routes, &round, &mut self.accepted, &mut pass);
+        if timeout(PASS_TIMEOUT, run).await.is_err() {
+            let error = CloudError::Unreachable {
+                server: self.job.kind.to_owned(),
+                problem: format!(
+                    "the tables were not compared within {} s",
+                    PASS_TIMEOUT.as_secs()
+                ),
+            };
+            pass.failed(None, error);
+        }
+        pass
     }
 
     /// Whether another job is for other tables, not only for another way to the same ones.
@@ -174,28 +218,25 @@ impl Open {
     }
 }
 
-/// Removes our routes from tables that are no longer used; what goes wrong counts as the present ones'.
-async fn leave(left: &mut Vec<Open>, present: &mut Pass) {
+/// Removes our routes from tables that are no longer used. Trouble with them does not count as the present ones'.
+async fn leave(left: &mut Vec<Open>, jobs: &Jobs, present: &mut Pass) {
     for mut open in std::mem::take(left) {
-        let pass = open.leave(&present.tables).await;
+        let pass = open.leave(jobs, &present.tables).await;
         present.made.removed += pass.made.removed;
-        if pass.is_settled() {
+        if pass.is_done() {
             continue;
         }
-        present.is_pending |= pass.is_pending;
-        present.problems.extend(pass.problems);
+        present.has_more = true;
+        present.left.extend(pass.problems);
         left.push(open);
     }
 }
 
-async fn work(
-    mut jobs: watch::Receiver<Option<(u64, Job)>>,
-    outcomes: mpsc::UnboundedSender<Outcome>,
-) {
+async fn work(mut jobs: Jobs, outcomes: mpsc::UnboundedSender<Outcome>, left: Option<Job>) {
     let mut pauses = Pauses::new(random_seed());
     let mut open: Option<Open> = None;
     // Tables that the network config no longer names, until nothing of ours is left in them.
-    let mut left: Vec<Open> = Vec::new();
+    let mut left: Vec<Open> = left.as_ref().and_then(open_provider).into_iter().collect();
     let mut due = None;
     loop {
         tokio::select! {
@@ -218,11 +259,13 @@ async fn work(
         let Some(mut current) = kept.or_else(|| open_provider(&job)) else {
             continue;
         };
-        let mut pass = current.pass(&job.wanted).await;
+        // What is wanted when these tables are left.
+        current.job = job;
+        let mut pass = current.pass(&jobs).await;
         if pass.is_settled() {
-            leave(&mut left, &mut pass).await;
+            leave(&mut left, &jobs, &mut pass).await;
         }
-        let next = pauses.after(&pass, job.reach.resync);
+        let next = pauses.after(&pass, current.job.reach.resync);
         open = Some(current);
         due = Some(Instant::now() + next);
         let outcome = Outcome { pass, next, number };
@@ -251,7 +294,7 @@ fn open_provider(job: &Job) -> Option<Open> {
     Some(Open {
         routes: (provider.open)(access),
         job: job.clone(),
-        accepted: Accepted::default(),
+        accepted: Accepted::seeded(random_seed()),
     })
 }
 
@@ -271,12 +314,17 @@ impl Pauses {
 
     fn after(&mut self, pass: &Pass, resync: Duration) -> Duration {
         let resync = resync.max(SHORTEST_RESYNC);
-        if pass.is_settled() {
+        if pass.is_done() {
             self.pauses.reset();
             // Nodes that were started together do not list together for ever.
             return jittered(resync, 0.2, &mut self.seed);
         }
-        let asked = pass.problems.iter().filter_map(Problem::retry_after).max();
+        if pass.is_settled() && pass.made.removed > 0 {
+            // One by one, each by a list of its own.
+            self.pauses.reset();
+        }
+        let problems = pass.problems.iter().chain(&pass.left);
+        let asked = problems.filter_map(Problem::retry_after).max();
         let asked = asked.unwrap_or_default().min(LONGEST_WAIT);
         self.pauses.next_delay().min(resync).max(asked)
     }
@@ -285,7 +333,7 @@ impl Pauses {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::error::CloudError;
+    use crate::cloud::table::{Forwarding, Later, Route, TableId};
 
     fn throttled(secs: u64) -> Pass {
         let error = CloudError::Throttled {
@@ -333,5 +381,61 @@ mod tests {
         assert!(!next.is_urgent_after(&job));
         next.wanted.own.insert("10.5.1.0/24".parse().unwrap());
         assert!(next.is_urgent_after(&job));
+    }
+
+    /// A provider that never answers.
+    struct Stuck;
+
+    impl RouteTable for Stuck {
+        fn tables(&mut self) -> Later<'_, Vec<TableId>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn list<'a>(&'a mut self, _: &'a TableId) -> Later<'a, Vec<Route>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn add<'a>(&'a mut self, _: &'a TableId, _: Ipv4Net) -> Later<'a, ()> {
+            Box::pin(std::future::pending())
+        }
+
+        fn replace<'a>(&'a mut self, _: &'a TableId, _: &'a Route) -> Later<'a, ()> {
+            Box::pin(std::future::pending())
+        }
+
+        fn remove<'a>(&'a mut self, _: &'a TableId, _: &'a Route) -> Later<'a, ()> {
+            Box::pin(std::future::pending())
+        }
+
+        fn allow_forwarding<'a>(&'a mut self, _: &'a [Ipv4Net]) -> Later<'a, Forwarding> {
+            Box::pin(async { Ok(Forwarding::SwitchedOn) })
+        }
+
+        fn take_over_command(&self, _: &TableId, _: &Route) -> String {
+            String::new()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pass_ends() {
+        let mut wanted = Wanted::default();
+        wanted.own.insert("10.5.1.0/24".parse().unwrap());
+        let mut open = Open {
+            routes: Box::new(Stuck),
+            job: Job {
+                kind: "gce",
+                config: CloudConfig::default(),
+                address: Ipv4Addr::LOCALHOST,
+                wanted,
+                reach: Reach::default(),
+            },
+            accepted: Accepted::default(),
+        };
+        let (_sender, jobs) = watch::channel(None);
+        let pass = open.pass(&jobs).await;
+        let told: Vec<String> = pass.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["gce: the tables were not compared within 600 s"]);
+        // What was done until then is known.
+        assert!(pass.is_pending);
     }
 }

@@ -70,6 +70,8 @@ pub(crate) struct Ec2 {
     stale: Option<(usize, BTreeMap<String, Table>)>,
     pub(crate) faults: VecDeque<Fault>,
     pub(crate) denied: BTreeSet<&'static str>,
+    /// What the metadata service answers once in place of a document.
+    pub(crate) metadata_fault: Option<(&'static str, u16)>,
     /// Whether it answers lists one table at a time.
     pub(crate) in_pages: bool,
     /// Counts up when the role's credentials are replaced; older ones are refused.
@@ -111,6 +113,7 @@ impl Ec2 {
             stale: None,
             faults: VecDeque::new(),
             denied: BTreeSet::new(),
+            metadata_fault: None,
             in_pages: false,
             generation: 1,
             user: None,
@@ -145,7 +148,7 @@ impl Ec2 {
         own.or(self.instances.first().filter(|_| from.is_loopback()))
     }
 
-    fn metadata(&self, request: &Request) -> Option<Response> {
+    fn metadata(&mut self, request: &Request) -> Option<Response> {
         if request.is("PUT", "/latest/api/token") {
             let lifetime = request.header("x-aws-ec2-metadata-token-ttl-seconds")?;
             let seconds: u64 = lifetime.parse().ok()?;
@@ -157,6 +160,13 @@ impl Ec2 {
         let name = request.path().strip_prefix("/latest/meta-data/")?;
         if request.header("x-aws-ec2-metadata-token") != Some("TOKEN==") {
             return Some(Response::new(401, ""));
+        }
+        if self
+            .metadata_fault
+            .is_some_and(|(document, _)| document == name)
+        {
+            let (_, status) = self.metadata_fault.take()?;
+            return Some(Response::new(status, ""));
         }
         let instance = self.instance(request.from)?;
         let generation = self.generation;

@@ -222,3 +222,43 @@ fn a_node_joins_once_its_subnet_is_routed_and_stays_while_the_provider_is_away()
         is_checked && !report.contains("\"check\": \"cloud-routes\"")
     });
 }
+
+fn is_ready(host: &Host) -> bool {
+    host.ask("/readyz").0 == 200
+}
+
+#[test]
+fn a_backend_that_never_worked_does_not_outlast_its_config() {
+    let store = Store::start(AWS);
+    let mut hosts = [1, 2].map(|number| store.host(number));
+    let provider = Provider::start(&store, &mut hosts);
+    // Not EC2, as far as these hosts see.
+    provider.double.state().is_away = true;
+    let [one, two] = &mut hosts;
+    one.start_agent();
+    let reason = "failed to have the subnet routed";
+    one.wait_told(reason, |line| line.contains(reason));
+
+    // One agent is not on the overlay yet, the other one joins by vxlan.
+    set_config(&store, VXLAN);
+    one.wait_ready();
+    one.start_container();
+    two.join();
+    one.wait_reaches(two);
+    let flow = Flow::start(one, two.container_address());
+    flow.wait_answered(20);
+
+    // Both are, and move there and back.
+    provider.double.state().is_away = false;
+    provider.double.state().denied.insert("CreateRoute");
+    set_config(&store, AWS);
+    wait_until("the missing permission to be told", || {
+        !is_ready(one) && !is_ready(two)
+    });
+    set_config(&store, VXLAN);
+    wait_until("both to be ready", || is_ready(one) && is_ready(two));
+    flow.wait_answered(50);
+    flow.finish();
+    one.wait_reaches(two);
+    assert_eq!(provider.hop(one), None);
+}

@@ -1,21 +1,20 @@
 //! The overlay's part of the cloud provider's routes, which a task beside the loop keeps.
 
 mod confirmed;
+mod routes;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
-use ipnet::IpNet;
-use tokio::time::{Instant, timeout};
-use tracing::info;
+use ipnet::{IpNet, Ipv4Net};
+use tokio::time::timeout;
 
-use self::confirmed::Memory;
+pub(crate) use self::routes::CloudRoutes;
 use super::Overlay;
 use super::former_backend::FormerBackend;
-use crate::cloud::pass::{Made, Pass, Problem};
+use crate::cloud::pass::Problem;
 use crate::cloud::plan::Wanted;
-use crate::cloud::worker::{BELIEVED, Job, Outcome, Reach, Worker};
+use crate::cloud::worker::{Job, Outcome, Reach};
 use crate::plan::backend::CloudConfig;
 use crate::settings::Settings;
 use crate::telemetry::status::{self, Cause, Coded, TaskName};
@@ -23,119 +22,16 @@ use crate::telemetry::status::{self, Cause, Coded, TaskName};
 /// How long an attempt to join waits for a provider that has already failed it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The routes that this node wants of its provider, and what became of them. Outlives attempts to join, so that what the
-/// provider asked for, such as a pause, is still known.
-#[derive(Debug)]
-pub(crate) struct CloudRoutes {
-    memory: Memory,
-    /// The task; `None` unless the backend, or a former one, has the provider's routes.
-    worker: Option<Worker>,
-    /// What it was last asked for.
-    job: Option<Job>,
-    /// The last pass.
-    pass: Pass,
-    next: Duration,
-    /// When the provider was last seen to have all that is wanted now.
-    confirmed: Option<Instant>,
-    confirmed_time: Option<u64>,
-    /// What was changed since the start of the process, and how many passes failed.
-    made: Made,
-    failures: u64,
-}
-
-impl CloudRoutes {
-    /// Nothing is wanted yet.
-    pub(crate) fn new(state_dir: &Path) -> Self {
-        Self {
-            memory: Memory::new(state_dir),
-            worker: None,
-            job: None,
-            pass: Pass::default(),
-            next: Duration::ZERO,
-            confirmed: None,
-            confirmed_time: None,
-            made: Made::default(),
-            failures: 0,
-        }
-    }
-
-    /// Whether the provider has all that is wanted now, as far as this agent knows.
-    fn is_settled(&self) -> bool {
-        self.job.is_none() || self.confirmed.is_some()
-    }
-
-    /// What keeps the routes from being as they should. While the provider does not answer, routes that it was seen to
-    /// have stay in force.
-    fn trouble(&self) -> Option<&Problem> {
-        let is_believed = self
-            .confirmed
-            .is_some_and(|since| since.elapsed() < BELIEVED);
-        let mut problems = self.pass.problems.iter();
-        problems.find(|problem| !(is_believed && problem.is_transient()))
-    }
-
-    fn submit(&mut self, job: Job) {
-        let is_new = self.job.as_ref().is_none_or(|before| {
-            !before.has_same_provider(&job) || before.wanted.own != job.wanted.own
-        });
-        if is_new {
-            // What an earlier run saw is believed until the provider answers.
-            self.confirmed = self.memory.has(&job).then(Instant::now);
-            self.pass = Pass::default();
-            if self.confirmed.is_none() {
-                self.memory.clear();
-            }
-        }
-        self.job = Some(job.clone());
-        self.worker.get_or_insert_with(Worker::start).submit(job);
-    }
-
-    /// Records the end of a pass.
-    fn take(&mut self, outcome: Outcome) {
-        let is_last = (self.worker.as_ref()).is_some_and(|worker| worker.is_last(&outcome));
-        let made = outcome.pass.made;
-        self.made.added += made.added;
-        self.made.replaced += made.replaced;
-        self.made.removed += made.removed;
-        if made != Made::default() {
-            info!(
-                added = made.added,
-                replaced = made.replaced,
-                removed = made.removed,
-                "routes of the cloud provider changed"
-            );
-        }
-        if !outcome.pass.problems.is_empty() {
-            self.failures += 1;
-        }
-        if !is_last {
-            return;
-        }
-        if outcome.pass.is_settled() {
-            self.confirmed = Some(Instant::now());
-            self.confirmed_time = Some(status::now());
-            if let Some(job) = &self.job {
-                self.memory.set(job);
-            }
-        }
-        self.pass = outcome.pass;
-        self.next = outcome.next;
-        let wants_nothing = |job: &Job| job.wanted.own.is_empty();
-        if self.confirmed.is_some() && self.job.as_ref().is_some_and(wants_nothing) {
-            // The last route is gone.
-            (self.worker, self.job) = (None, None);
-            self.memory.clear();
-        }
-    }
-}
-
 impl Overlay {
     /// Asks for the provider's routes that are wanted now.
     pub(crate) fn program_cloud(&mut self) {
         let Some((kind, config)) = self.cloud_backend() else {
-            match self.cloud.job.clone() {
+            // What an earlier run may have left goes as well.
+            let known = || self.cloud.memory.read()?.removal(self.cloud_reach.clone());
+            match self.cloud.job.clone().or_else(known) {
                 Some(mut job) => {
                     job.wanted.own = BTreeSet::new();
+                    job.wanted.leased = self.leased_by_others().collect();
                     self.cloud.submit(job);
                 }
                 None => self.cloud.memory.clear(),
@@ -171,14 +67,18 @@ impl Overlay {
         Some((kind, config.clone()))
     }
 
+    fn leased_by_others(&self) -> impl Iterator<Item = Ipv4Net> {
+        self.peers.others().filter_map(|lease| lease.key.v4)
+    }
+
     fn wanted_routes(&self) -> Wanted {
         let own = self.own.key.v4;
         let network = self.config.ipv4.zip(own);
-        let leased = self.peers.others().filter_map(|lease| lease.key.v4);
         Wanted {
             own: own.into_iter().collect(),
             network: network.map(|(range, own)| (range.network, own.prefix_len())),
-            leased: leased.collect(),
+            leased: self.leased_by_others().collect(),
+            former: BTreeSet::new(),
         }
     }
 
@@ -193,20 +93,27 @@ impl Overlay {
     /// Records the result of a pass; the trouble that is left, and whether peers can be reached by the provider now that
     /// could not before.
     pub(crate) fn take_cloud(&mut self, outcome: Outcome) -> (Result<(), Problem>, bool) {
-        let was_settled = self.cloud.is_settled();
+        let was_settled = self.cloud_is_settled();
         self.cloud.take(outcome);
-        let result = self.cloud.trouble().cloned().map_or(Ok(()), Err);
-        (result, !was_settled && self.cloud.is_settled())
+        let is_settled = self.cloud_is_settled();
+        (self.cloud_trouble(), !was_settled && is_settled)
     }
 
-    /// Whether the provider has all routes that are wanted now.
+    /// What keeps the provider from delivering packets of the present backend. That routes of a former one cannot be
+    /// removed is only told in the status.
+    pub(crate) fn cloud_trouble(&self) -> Result<(), Problem> {
+        let present = self.backend.cloud().and_then(|_| self.cloud.trouble());
+        present.map_or(Ok(()), Err)
+    }
+
+    /// Whether the provider has all routes that the present backend wants.
     pub(super) fn cloud_is_settled(&self) -> bool {
-        self.cloud.is_settled()
+        self.backend.cloud().is_none() || self.cloud.is_settled()
     }
 
     /// Whether peers may be told to send by the present backend; until then they send by the former one.
     pub(crate) fn may_publish(&self) -> bool {
-        self.former_backends.is_empty() || self.cloud.is_settled()
+        self.former_backends.is_empty() || self.cloud_is_settled()
     }
 
     /// Waits until the provider routes the own subnet to this instance, as flannel does when it starts; the error says
@@ -216,12 +123,12 @@ impl Overlay {
             let cause = problem.to_cause();
             cause.worded(|text| format!("failed to have the subnet routed by the provider: {text}"))
         };
-        while !self.cloud.is_settled() {
-            let outcome = match self.cloud.trouble().map(cause) {
-                None => self.cloud_passed().await,
-                Some(cause) => match timeout(PATIENCE, self.cloud_passed()).await {
+        while !self.cloud_is_settled() {
+            let outcome = match self.cloud_trouble() {
+                Ok(()) => self.cloud_passed().await,
+                Err(problem) => match timeout(PATIENCE, self.cloud_passed()).await {
                     Ok(outcome) => outcome,
-                    Err(_) => return Err(cause),
+                    Err(_) => return Err(cause(&problem)),
                 },
             };
             if let (Err(problem), _) = self.take_cloud(outcome) {
@@ -250,7 +157,7 @@ impl Overlay {
             replaced: self.cloud.made.replaced,
             removed: self.cloud.made.removed,
             failures: self.cloud.failures,
-            causes: (pass.problems.iter())
+            causes: (pass.problems.iter().chain(&pass.left))
                 .map(|problem| problem.to_cause().of(TaskName::CloudRoutes))
                 .collect(),
         })

@@ -18,6 +18,7 @@ use self::failure::{asked, refusal};
 use self::wire::{Entries, Entry, Found, RoleKey, Switch};
 use super::access_key::{AccessKey, Names, Places, find};
 use super::asked::{Asked, gone};
+use super::paging::Paging;
 use super::suspect::suspect;
 use crate::base::retry::{next_random, random_seed};
 use crate::base::time::{parse_rfc3339, secs};
@@ -44,9 +45,6 @@ const NAME: &str = "selvage";
 
 /// The routes of a page: the most that are given.
 const PAGE: &str = "100";
-
-/// The most pages: more routes than a table can have, even with a raised quota.
-const MOST_PAGES: usize = 100;
 
 /// How long a token for the metadata service is good, in seconds.
 const TOKEN_SECS: u64 = 6 * 3600;
@@ -279,7 +277,8 @@ impl Aliyun {
         let own = self.place().await?.instance;
         let mut routes = Vec::new();
         let mut token = String::new();
-        for _ in 0..MOST_PAGES {
+        let mut paging = Paging::start(asked.call, &self.access.transport);
+        loop {
             let mut parameters = vec![
                 ("RouteTableId", table),
                 ("IpVersion", "IPv4"),
@@ -291,15 +290,15 @@ impl Aliyun {
             let page: Entries = self.call(&asked, &parameters).await?;
             let entries = page.route_entrys.route_entry.iter();
             routes.extend(entries.filter_map(|entry| route(entry, &own)));
-            match page.next_token.filter(|next| !next.is_empty()) {
-                Some(next) if next != token => token = next,
-                _ => return Ok(routes),
+            let Some(next) = page.next_token.filter(|next| !next.is_empty()) else {
+                return Ok(routes);
+            };
+            if next == token {
+                return Err(paging.malformed("the same page again".to_owned()));
             }
+            token = next;
+            paging.go_on(&self.access.transport)?;
         }
-        Err(CloudError::Malformed {
-            call: asked.call,
-            problem: format!("more than {MOST_PAGES} pages"),
-        })
     }
 
     async fn add(&mut self, table: &str, destination: Ipv4Net) -> Result<(), CloudError> {

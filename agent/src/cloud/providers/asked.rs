@@ -63,6 +63,7 @@ impl Asked<'_> {
             message,
             retry_after,
         } = refusal;
+        let code = shown(&code);
         match meaning {
             Meaning::Throttled => CloudError::Throttled {
                 call,
@@ -101,5 +102,36 @@ pub(super) fn gone<T>(removed: Result<T, CloudError>) -> Result<(), CloudError> 
     match removed {
         Ok(_) | Err(CloudError::NotFound { .. }) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_providers_code_is_one_short_line() {
+        let asked = Asked {
+            call: "CreateRoute",
+            permission: "p",
+            quota: "q",
+            object: "10.5.1.0/24",
+        };
+        for meaning in [
+            Meaning::Throttled,
+            Meaning::Busy,
+            Meaning::BadKey,
+            Meaning::Else,
+        ] {
+            let refusal = Refusal {
+                meaning,
+                code: format!("Bad\nREADY=1 {}", "x".repeat(10_000)),
+                message: String::new(),
+                retry_after: None,
+            };
+            let told = asked.error(refusal).to_string();
+            assert!(told.contains("Bad READY=1"), "{told}");
+            assert!(!told.contains('\n') && told.len() < 500, "{told}");
+        }
     }
 }

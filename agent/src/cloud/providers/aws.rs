@@ -68,9 +68,11 @@ impl Aws {
             None => self.metadata("placement/region").await?,
         };
         let instance = self.metadata("instance-id").await?;
-        // China's is amazonaws.com.cn.
-        let domain = self.metadata("services/domain").await;
-        let domain = domain.unwrap_or_else(|_| "amazonaws.com".to_owned());
+        // China's is amazonaws.com.cn. The oldest metadata services do not tell it.
+        let domain = match self.metadata("services/domain").await {
+            Err(CloudError::Unfit(_)) => "amazonaws.com".to_owned(),
+            domain => domain?,
+        };
         let server = format!("https://ec2.{region}.{domain}");
         self.ec2.server = self.ec2.access.transport.api(&server);
         self.ec2.region = region;

@@ -21,6 +21,7 @@ use self::failure::asked;
 use self::place::Place;
 use self::wire::{Availability, Entry, Page, Subnet};
 use super::asked::{Asked, gone};
+use super::paging::Paging;
 use super::suspect::suspect;
 use crate::base::retry::random_seed;
 use crate::cloud::access::{Access, Kept};
@@ -45,9 +46,6 @@ const NAME: &str = "selvage-";
 
 /// The type of a next hop that is a machine.
 const MACHINE: &str = "VirtualAppliance";
-
-/// The most pages of routes.
-const MOST_PAGES: usize = 100;
 
 const READ: &str = "Microsoft.Network/routeTables/routes/read";
 const WRITE: &str = "Microsoft.Network/routeTables/routes/write";
@@ -142,20 +140,20 @@ impl Azure {
         let own = self.own();
         let mut routes = Vec::new();
         let mut path = format!("{table}/routes?api-version={NETWORK}");
-        for _ in 0..MOST_PAGES {
+        let mut paging = Paging::start(asked.call, &self.access.transport);
+        loop {
             let page: Page<Entry> = self.get(&asked, &path).await?;
             routes.extend(page.value.iter().filter_map(|entry| route(entry, &own)));
             let Some(next) = page.next_link.filter(|next| !next.is_empty()) else {
                 return Ok(routes);
             };
             // Never with our token to another server.
-            let at = next.find("/subscriptions/");
-            path = at.map_or_else(String::new, |at| next[at..].to_owned());
+            let Some(at) = next.find("/subscriptions/") else {
+                return Err(paging.malformed("a nextLink that leads to no subscription".to_owned()));
+            };
+            path = next[at..].to_owned();
+            paging.go_on(&self.access.transport)?;
         }
-        Err(CloudError::Malformed {
-            call: asked.call,
-            problem: format!("more than {MOST_PAGES} pages"),
-        })
     }
 
     /// Writes a route to this machine; with an `etag` only over the one that has it.

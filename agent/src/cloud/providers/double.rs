@@ -4,9 +4,10 @@ use hyper::Method;
 use ipnet::Ipv4Net;
 
 use crate::cloud::access::Access;
-use crate::cloud::pass::{Accepted, Pass, Problem, run};
+use crate::cloud::pass::{Accepted, Pass, Problem};
 use crate::cloud::plan::Wanted;
 use crate::cloud::table::{Mark, Route, RouteTable, Target};
+use crate::cloud::tests::run;
 use crate::cloud::tests::server::{self, Request};
 pub(super) use crate::cloud::tests::server::{Double, Response as Reply};
 use crate::cloud::transport::Transport;
@@ -94,6 +95,7 @@ pub(super) fn wanted() -> Wanted {
         own: [net("10.5.1.0/24")].into(),
         network: Some((net("10.5.0.0/16"), 24)),
         leased: [net("10.5.2.0/24")].into(),
+        ..Wanted::default()
     }
 }
 
@@ -111,7 +113,7 @@ pub(super) async fn settle(routes: &mut dyn RouteTable, wanted: &Wanted, most: u
     let mut last = Pass::default();
     for _ in 0..most {
         last = once(routes, wanted).await;
-        if last.is_settled() {
+        if last.is_done() {
             return;
         }
     }

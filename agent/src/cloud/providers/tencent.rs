@@ -22,6 +22,7 @@ use self::wire::{
 };
 use super::access_key::{AccessKey, Names, Places, find};
 use super::asked::{Asked, gone};
+use super::paging::Paging;
 use super::suspect::suspect;
 use crate::base::retry::random_seed;
 use crate::cloud::access::{Access, Kept};
@@ -46,9 +47,6 @@ const DESCRIPTION: &str = "selvage";
 
 /// The route tables of a page: the most that are given.
 const PAGE: usize = 100;
-
-/// The most pages: more route tables than a VPC can have.
-const MOST_PAGES: usize = 100;
 
 /// Where a key is looked for; the file is `~/.tencentcloud/credentials`.
 const PLACES: Places = Places {
@@ -234,7 +232,8 @@ impl Tencent {
     async fn describe(&mut self, name: &str, value: &str) -> Result<Vec<Table>, CloudError> {
         let asked = asked("DescribeRouteTables", "vpc:DescribeRouteTables", value);
         let mut tables: Vec<Table> = Vec::new();
-        for _ in 0..MOST_PAGES {
+        let mut paging = Paging::start(asked.call, &self.access.transport);
+        loop {
             let values = [value];
             let parameters = Describe {
                 filters: vec![Filter { name, values }],
@@ -247,11 +246,8 @@ impl Tencent {
             if is_last || tables.len() >= page.total_count {
                 return Ok(tables);
             }
+            paging.go_on(&self.access.transport)?;
         }
-        Err(CloudError::Malformed {
-            call: asked.call,
-            problem: format!("more than {MOST_PAGES} pages"),
-        })
     }
 
     /// The table that this machine's subnet uses.

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::ec2::{Ec2, Entry, Fault, Table};
 use super::server::Double;
-use super::{ADDRESS, Node, told, wanted};
+use super::{ADDRESS, Node, net, told, wanted};
 use crate::cloud::pass::Made;
+use crate::cloud::plan::Wanted;
 use crate::cloud::worker::{Job, Reach, Worker};
 use crate::plan::backend::CloudConfig;
 
@@ -309,6 +310,22 @@ async fn keys_of_the_environment_go_before_the_role_and_no_keys_are_told() {
     assert_eq!(double.state().wrong, Vec::<String>::new());
 }
 
+#[tokio::test]
+async fn only_a_missing_domain_is_the_usual_one() {
+    let double = start();
+    let mut node = node(&double);
+    double.state().metadata_fault = Some(("services/domain", 503));
+    let away = told(&node.pass().await);
+    assert_eq!(
+        away,
+        ["metadata service: the provider cannot do this now (503)"]
+    );
+    double.state().metadata_fault = Some(("services/domain", 404));
+    self::node(&double).settle().await;
+    assert_eq!(double.state().metadata_fault, None);
+    assert!(leads_here(&double, "rtb-main"));
+}
+
 /// The task, not only one pass.
 #[tokio::test]
 async fn a_table_that_the_config_no_longer_names_is_left() {
@@ -317,7 +334,20 @@ async fn a_table_that_the_config_no_longer_names_is_left() {
         .state()
         .tables
         .insert("rtb-next".to_owned(), Table::default());
-    let job = |tables: &[&str]| Job {
+    let mut worker = Worker::start(None);
+    let hops = || ["rtb-main", "rtb-next"].map(|table| double.state().hop(table, OWN).is_some());
+    for (tables, has) in [
+        (&["rtb-main"][..], [true, false]),
+        (&["rtb-main", "rtb-next"], [true, true]),
+        (&["rtb-next"], [false, true]),
+    ] {
+        work(&mut worker, job(&double, tables)).await;
+        assert_eq!(hops(), has, "{tables:?}");
+    }
+}
+
+fn job(double: &Double<Ec2>, tables: &[&str]) -> Job {
+    Job {
         kind: "aws-vpc",
         config: CloudConfig {
             tables: tables.iter().map(|table| (*table).to_owned()).collect(),
@@ -331,23 +361,68 @@ async fn a_table_that_the_config_no_longer_names_is_left() {
             credentials_file: None,
             resync: Duration::from_secs(300),
         },
-    };
-    let mut worker = Worker::start();
-    let hops = || ["rtb-main", "rtb-next"].map(|table| double.state().hop(table, OWN).is_some());
-    for (tables, has) in [
-        (&["rtb-main"][..], [true, false]),
-        (&["rtb-main", "rtb-next"], [true, true]),
-        (&["rtb-next"], [false, true]),
-    ] {
-        worker.submit(job(tables));
-        loop {
-            let outcome = worker.outcome().await;
-            if worker.is_last(&outcome) && outcome.pass.is_settled() {
-                break;
-            }
-        }
-        assert_eq!(hops(), has, "{tables:?}");
     }
+}
+
+/// Works on a job until nothing is left to do.
+async fn work(worker: &mut Worker, job: Job) {
+    worker.submit(job);
+    loop {
+        let outcome = worker.outcome().await;
+        if worker.is_last(&outcome) && outcome.pass.is_done() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_table_is_left_with_the_network_that_it_had_last() {
+    let double = start();
+    let next = ("rtb-next".to_owned(), Table::default());
+    double.state().tables.extend([next]);
+    let mut worker = Worker::start(None);
+    work(&mut worker, job(&double, &["rtb-main"])).await;
+    let mut later = wanted();
+    later.own = [net("10.6.1.0/24")].into();
+    later.network = Some((net("10.6.0.0/16"), 24));
+    for (tables, has) in [("rtb-main", [true, false]), ("rtb-next", [false, true])] {
+        let job = Job {
+            wanted: later.clone(),
+            ..job(&double, &[tables])
+        };
+        work(&mut worker, job).await;
+        let hop = |table| double.state().hop(table, "10.6.1.0/24").is_some();
+        assert_eq!(["rtb-main", "rtb-next"].map(hop), has, "{tables}");
+    }
+}
+
+/// By an agent that was restarted meanwhile.
+#[tokio::test]
+async fn tables_of_an_earlier_run_are_left_as_well() {
+    let double = start();
+    let next = ("rtb-next".to_owned(), Table::default());
+    double.state().tables.extend([next]);
+    work(&mut Worker::start(None), job(&double, &["rtb-main"])).await;
+    let mut left = job(&double, &["rtb-main"]);
+    left.wanted = Wanted {
+        former: std::mem::take(&mut left.wanted.own),
+        ..Wanted::default()
+    };
+    let mut worker = Worker::start(Some(left));
+    // The present table does not wait for that.
+    double.state().denied.insert("DeleteRoute");
+    worker.submit(job(&double, &["rtb-next"]));
+    loop {
+        let outcome = worker.outcome().await;
+        if outcome.pass.is_settled() {
+            assert!(!outcome.pass.is_done() && !outcome.pass.left.is_empty());
+            break;
+        }
+    }
+    double.state().denied.clear();
+    while !worker.outcome().await.pass.is_done() {}
+    assert_eq!(double.state().hop("rtb-main", OWN), None);
+    assert!(double.state().hop("rtb-next", OWN).is_some());
 }
 
 #[tokio::test]

@@ -69,6 +69,27 @@ async fn what_was_left_goes_and_what_is_others_stays_on_whatever_page() {
     assert_eq!(state.hop(OWN).as_deref(), Some("node-1"));
 }
 
+/// Two nodes that cannot reach the lease store, and both believe that they have the subnet.
+#[tokio::test]
+async fn two_nodes_do_not_take_a_route_from_each_other_for_ever() {
+    let (double, mut node) = start();
+    node.settle().await;
+    let take = || double.state().put(OWN, "10.5.1.0/24", "node-2", None);
+    for _ in 0..2 {
+        take();
+        node.settle().await;
+        assert_eq!(double.state().hop(OWN).as_deref(), Some("node-1"));
+    }
+    take();
+    let told = told(&node.pass().await);
+    assert!(told[0].contains("instances/node-2"), "{told:?}");
+    assert_eq!(double.state().hop(OWN).as_deref(), Some("node-2"));
+    // It gives way.
+    double.state().routes.remove(OWN);
+    node.settle().await;
+    assert_eq!(double.state().hop(OWN).as_deref(), Some("node-1"));
+}
+
 #[tokio::test]
 async fn an_administrators_route_to_our_subnet_is_reported() {
     let (double, mut node) = start();

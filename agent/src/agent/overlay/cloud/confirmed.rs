@@ -12,16 +12,21 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::base::atomic_file;
-use crate::cloud::worker::Job;
-use crate::plan::backend::CLOUD_MEMORY;
+use crate::cloud::plan::Wanted;
+use crate::cloud::provider;
+use crate::cloud::worker::{Job, Reach};
+use crate::plan::backend::{CLOUD_MEMORY, CloudConfig};
 
-/// The routes that a provider had; no secrets.
-#[derive(PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Confirmed {
+/// The routes that a provider had, or may have; no secrets.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Confirmed {
     backend: String,
     tables: Vec<String>,
     address: Ipv4Addr,
-    own: BTreeSet<Ipv4Net>,
+    pub(super) own: BTreeSet<Ipv4Net>,
+    /// Whether they are being changed or removed, so that the provider may have only some of them.
+    #[serde(default)]
+    is_changing: bool,
 }
 
 impl Confirmed {
@@ -31,7 +36,30 @@ impl Confirmed {
             tables: job.config.tables.clone(),
             address: job.address,
             own: job.wanted.own.clone(),
+            is_changing: false,
         }
+    }
+
+    /// Whether a job is for the same tables.
+    pub(super) fn has_tables_of(&self, job: &Job) -> bool {
+        self.backend == job.kind && self.tables == job.config.tables
+    }
+
+    /// What removes them; `None` if this agent does not know the backend. The network config's keys are not remembered.
+    pub(super) fn removal(self, reach: Reach) -> Option<Job> {
+        Some(Job {
+            kind: provider::find(&self.backend)?.kind,
+            config: CloudConfig {
+                tables: self.tables,
+                access_key: None,
+            },
+            address: self.address,
+            wanted: Wanted {
+                former: self.own,
+                ..Wanted::default()
+            },
+            reach,
+        })
     }
 }
 
@@ -48,25 +76,41 @@ impl Memory {
         }
     }
 
-    /// Whether the provider was seen to have just these routes. What cannot be read does not count.
+    /// What is remembered. What cannot be read does not count.
+    pub(super) fn read(&self) -> Option<Confirmed> {
+        let text = fs::read(&self.path).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Whether the provider was seen to have just these routes.
     pub(super) fn has(&self, job: &Job) -> bool {
-        let found = fs::read(&self.path).ok();
-        let found = found.and_then(|text| serde_json::from_slice(&text).ok());
-        found == Some(Confirmed::of(job))
+        self.read() == Some(Confirmed::of(job))
     }
 
     /// Records that it was.
     pub(super) fn set(&self, job: &Job) {
-        if self.has(job) {
+        self.write(&Confirmed::of(job));
+    }
+
+    /// Records that the provider may have these routes and the former ones until [`Self::set`] or [`Self::clear`].
+    pub(super) fn begin(&self, job: &Job) {
+        let mut changing = Confirmed::of(job);
+        changing.own.extend(&job.wanted.former);
+        changing.is_changing = true;
+        self.write(&changing);
+    }
+
+    fn write(&self, confirmed: &Confirmed) {
+        if self.read().as_ref() == Some(confirmed) {
             return;
         }
-        let written = serde_json::to_vec(&Confirmed::of(job))
+        let written = serde_json::to_vec(confirmed)
             .map_err(io::Error::from)
             .and_then(|text| atomic_file::replace(&self.path, &text, 0o600));
         self.log("write", written);
     }
 
-    /// Forgets them: they are being changed or removed.
+    /// Forgets them: nothing of ours is left.
     pub(super) fn clear(&self) {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (),
@@ -74,7 +118,7 @@ impl Memory {
         }
     }
 
-    /// Without the file an agent only waits longer when it starts.
+    /// Without the file an agent waits longer when it starts, and leaves former routes.
     fn log(&self, verb: &str, result: io::Result<()>) {
         if let Err(error) = result {
             warn!("failed to {verb} {}: {error}", self.path.display());
@@ -85,9 +129,6 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::plan::Wanted;
-    use crate::cloud::worker::Reach;
-    use crate::plan::backend::CloudConfig;
     use crate::settings::Secret;
 
     #[test]
@@ -117,6 +158,20 @@ mod tests {
         let mut renumbered = job.clone();
         renumbered.wanted.own.clear();
         assert!(!memory.has(&moved) && !memory.has(&renumbered));
+        // While they are changed they do not count, but are known.
+        let mut next = moved.clone();
+        next.wanted.former = job.wanted.own.clone();
+        memory.begin(&next);
+        assert!(!memory.has(&job) && !memory.has(&next));
+        let known = memory.read().unwrap();
+        assert!(known.has_tables_of(&job));
+        let removal = known.removal(Reach::default()).unwrap();
+        assert_eq!(removal.wanted.former, job.wanted.own);
+        assert!(removal.wanted.own.is_empty() && removal.kind == "aws-vpc");
+        // The form of earlier versions.
+        let text = r#"{"backend":"aws-vpc","tables":["rtb-1"],"address":"10.77.0.11","own":["10.5.1.0/24"]}"#;
+        fs::write(directory.path().join(CLOUD_MEMORY), text).unwrap();
+        assert!(memory.has(&job));
         memory.clear();
         memory.clear();
         assert!(!memory.has(&job));

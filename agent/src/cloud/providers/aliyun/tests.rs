@@ -326,6 +326,19 @@ fn the_documentations_example_is_read() {
 }
 
 #[tokio::test]
+async fn a_list_that_repeats_itself_is_no_whole_one() {
+    let mut vpc = Vpc::new();
+    vpc.page = 0;
+    vpc.has("10.9.1.0/24", "i-other", "");
+    let (_double, mut aliyun) = double(vpc);
+    let error = aliyun.list(TABLE).await.unwrap_err();
+    assert!(
+        error.to_string().ends_with("the same page again"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn the_subnets_table_is_listed_whole_and_changed() {
     let mut vpc = Vpc::new();
     vpc.page = 7;

@@ -9,15 +9,13 @@ use crate::base::time::rfc3339;
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::{CloudError, shown};
 use crate::cloud::providers::access_key::AccessKey;
+use crate::cloud::providers::paging::Paging;
 use crate::cloud::sign::form;
 use crate::cloud::transport::{Answer, Call};
 use crate::cloud::xml::Element;
 
 /// The version of the API.
 const VERSION: &str = "2016-11-15";
-
-/// The most pages of a list: more than any VPC has, and an end for a server that never stops.
-const MAX_PAGES: usize = 1000;
 
 const CONTENT_TYPE: &str = "application/x-www-form-urlencoded; charset=utf-8";
 
@@ -99,6 +97,7 @@ impl Ec2 {
         parameters: &[(&str, &str)],
     ) -> Result<Vec<Element>, CloudError> {
         let mut pages = Vec::new();
+        let mut paging = Paging::start(action.name, &self.access.transport);
         let mut next: Option<String> = None;
         loop {
             let token = next.iter().map(|token| ("NextToken", token.as_str()));
@@ -109,12 +108,7 @@ impl Ec2 {
             if next.is_none() {
                 return Ok(pages);
             }
-            if pages.len() == MAX_PAGES {
-                return Err(CloudError::Malformed {
-                    call: action.name,
-                    problem: format!("more than {MAX_PAGES} pages"),
-                });
-            }
+            paging.go_on(&self.access.transport)?;
         }
     }
 
@@ -203,15 +197,19 @@ fn failure(action: Action, answer: &Answer, text: &str) -> CloudError {
             call,
             permission: action.permission,
         },
+        // Their messages may quote what was signed.
+        "SignatureDoesNotMatch" | "IncompleteSignature" => CloudError::Credentials {
+            problem: format!(
+                "{call}: {shown_code}: the secret access key does not fit the access key ID"
+            ),
+        },
         "AuthFailure"
         | "InvalidClientTokenId"
-        | "SignatureDoesNotMatch"
         | "ExpiredToken"
         | "ExpiredTokenException"
         | "RequestExpired"
         | "UnrecognizedClientException"
         | "MissingAuthenticationToken"
-        | "IncompleteSignature"
         | "InvalidAccessKeyId"
         | "OptInRequired"
         | "Blocked" => CloudError::Credentials {
@@ -295,6 +293,10 @@ mod tests {
             answer(401, "AuthFailure"),
             CloudError::Credentials { .. }
         ));
+        for code in ["SignatureDoesNotMatch", "IncompleteSignature"] {
+            let wrong = answer(403, code).to_string();
+            assert!(wrong.ends_with("does not fit the access key ID"), "{wrong}");
+        }
         assert!(matches!(
             answer(500, "InternalError"),
             CloudError::Unavailable { .. }

@@ -158,7 +158,7 @@ async fn of_instance(access: &mut Access) -> Result<Kept<AccessKey>, CloudError>
     let path = format!("{ROLES}{}", crate::cloud::sign::percent(role));
     let answer = access.metadata(METADATA, &path, token).await?;
     let answer = answer.ok_or_else(|| missing(format!("the role {role} has no credentials")))?;
-    let keys: RoleKeys = answer.json("metadata service")?;
+    let keys: RoleKeys = answer.secret_json("metadata service")?;
     let (Some(id), Some(secret)) = (keys.access_key_id, keys.secret_access_key) else {
         return Err(missing(format!(
             "the metadata service has no credentials for the role {role}: {}",

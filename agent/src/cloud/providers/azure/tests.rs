@@ -353,6 +353,23 @@ fn the_documentations_example_is_read() {
 }
 
 #[tokio::test]
+async fn a_list_that_cannot_be_followed_is_no_whole_one() {
+    let mut group = Group::new();
+    let page = json!({"value": [], "nextLink": "https://elsewhere.example/routes?page=2"});
+    group
+        .instead
+        .push(("GET", "/routes", Reply::new(200, page)));
+    let (_double, mut azure) = double(group);
+    let error = azure.list(&table()).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("a nextLink that leads to no subscription"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn the_subnets_table_is_listed_whole_and_changed() {
     for is_scale_set in [false, true] {
         let mut group = Group::new();

@@ -12,6 +12,7 @@ use super::METADATA;
 use super::credentials::{self, Token};
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::{CloudError, shown};
+use crate::cloud::providers::paging::Paging;
 use crate::cloud::sign::form;
 use crate::cloud::transport::{Answer, Call};
 
@@ -22,9 +23,6 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// How long an operation may take; flannel's 100 polls. Afterwards it may still end, which the next list shows.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(100);
-
-/// The most pages of a list: far more routes than any quota allows.
-const MAX_PAGES: usize = 1000;
 
 /// A request to the API.
 #[derive(Debug)]
@@ -137,8 +135,9 @@ impl Compute {
         permission: &'static str,
     ) -> Result<Vec<T>, CloudError> {
         let mut items = Vec::new();
+        let mut paging = Paging::start(permission, &self.access.transport);
         let mut token = String::new();
-        for _ in 0..MAX_PAGES {
+        loop {
             let query = match token.as_str() {
                 "" => "maxResults=500".to_owned(),
                 token => form([("maxResults", "500"), ("pageToken", token)]),
@@ -150,11 +149,8 @@ impl Compute {
             if token.is_empty() {
                 return Ok(items);
             }
+            paging.go_on(&self.access.transport)?;
         }
-        Err(CloudError::Malformed {
-            call: permission,
-            problem: format!("more than {MAX_PAGES} pages"),
-        })
     }
 
     /// Makes a change, and waits until its operation has ended.

@@ -77,7 +77,7 @@ async fn of_instance(access: &mut Access) -> Result<Kept<Token>, CloudError> {
     let answer = answer.ok_or_else(|| {
         missing("this instance has no service account; stop it and give it one, or set cloud.credentials-file")
     })?;
-    let token: TokenAnswer = answer.json("metadata service")?;
+    let token: TokenAnswer = answer.secret_json("metadata service")?;
     let lasts = Duration::from_secs(token.expires_in);
     Ok(Kept::lasting(Secret::new(token.access_token), now, lasts))
 }
@@ -120,7 +120,7 @@ async fn of_key(access: &mut Access, path: &Path) -> Result<Kept<Token>, CloudEr
         .await?;
     match answer.status {
         200 => {
-            let token: TokenAnswer = answer.json("token")?;
+            let token: TokenAnswer = answer.secret_json("token")?;
             let lasts = Duration::from_secs(token.expires_in);
             Ok(Kept::lasting(Secret::new(token.access_token), now, lasts))
         }

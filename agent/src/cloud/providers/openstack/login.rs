@@ -182,7 +182,7 @@ pub(super) async fn login(access: &mut Access) -> Result<Kept<Session>, CloudErr
         call: CALL,
         problem: "no X-Subject-Token".to_owned(),
     })?;
-    let body: Answer = answer.json(CALL)?;
+    let body: Answer = answer.secret_json(CALL)?;
     let neutron = neutron(&body.token.catalog, &interface, region.as_deref())?;
     Ok(Kept {
         value: Session {

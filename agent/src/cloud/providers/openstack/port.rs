@@ -15,6 +15,7 @@ use super::failure::asked;
 use super::wire::{OneSubnet, Pair, Port, Ports, Subnet};
 use super::{OpenStack, TRIES};
 use crate::cloud::error::CloudError;
+use crate::cloud::providers::paging::Paging;
 use crate::cloud::sign::form;
 use crate::cloud::table::Forwarding;
 
@@ -27,9 +28,6 @@ const UPDATE: &str = "update_port:allowed_address_pairs";
 
 /// The ports of a page.
 const PAGE: &str = "500";
-
-/// The most pages: more ports than a network has.
-const MOST_PAGES: usize = 200;
 
 /// Who is in this machine's subnet.
 #[derive(Debug)]
@@ -53,7 +51,8 @@ impl OpenStack {
         let asked = asked("GET ports", "get_port", "the ports");
         let mut ports: Vec<Port> = Vec::new();
         let mut marker: Option<String> = None;
-        for _ in 0..MOST_PAGES {
+        let mut paging = Paging::start(asked.call, &self.access.transport);
+        loop {
             let mut query = query.to_vec();
             query.push(("limit", PAGE));
             if let Some(marker) = &marker {
@@ -65,11 +64,8 @@ impl OpenStack {
             if marker.is_none() {
                 return Ok(ports);
             }
+            paging.go_on(&self.access.transport)?;
         }
-        Err(CloudError::Malformed {
-            call: asked.call,
-            problem: format!("more than {MOST_PAGES} pages"),
-        })
     }
 
     /// The port with the underlay address. Networks that do not know of each other may have it twice; then the machine's

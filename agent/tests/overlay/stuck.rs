@@ -148,7 +148,7 @@ fn answers_do_not_wait_for_a_lease_that_is_taken_again() {
     one.etcd = "http://10.77.0.1:2390".to_owned();
     one.start_agent();
     one.wait_ready();
-    let key = one.lease_key();
+    let key = store.lease_keys().pop().expect("a lease");
     programs.set("slow");
     store.etcdctl(&["del", &format!("/coreos.com/network/subnets/{key}")]);
     // It takes at least three questions, each of a second.

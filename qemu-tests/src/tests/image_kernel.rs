@@ -78,7 +78,7 @@ async fn merge(machine: &Machine, extension: &Extension) -> Result<()> {
         .feed(&script, extension.bytes(), COPY_DEADLINE)
         .await?;
     let add = format!(
-        "sudo selvage sysext add --sha256 {} {path} && command -v swanctl",
+        "sudo selvage sysext add --sha256 {} {path} && test -x /usr/sbin/swanctl",
         extension.sha256()
     );
     machine.ssh.run(&add).await.map(drop)

@@ -37,6 +37,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The TTL of the keys in seconds, should nobody delete them.
 const TTL: i64 = 30;
 
+/// How long an answer waits for its own address: a lease that is only looked at is locked for as long as etcd takes to reply.
+const MOMENT: Duration = Duration::from_millis(300);
+
 /// The last path element of an answer's key.
 const ALIVE: &str = "/alive";
 
@@ -175,8 +178,8 @@ pub(super) async fn answer(store: &Store, question: &KeyValue) {
     if is_own || key.ends_with(ALIVE) {
         return;
     }
-    // A locked lease is being written, so it is held.
-    let own = match store.held.try_lock() {
+    // A lease that stays locked is being written, so it is held.
+    let own = match timeout(MOMENT, store.held.lock()).await {
         Ok(held) => match held.as_ref() {
             Some(held) => held.wanted.public_address().to_string(),
             None => return,

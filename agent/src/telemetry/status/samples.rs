@@ -1,6 +1,7 @@
 //! Statuses for tests.
 
 use super::*;
+use crate::cluster::refusal::RefusalCode;
 
 /// The time of all samples.
 pub(crate) const NOW: u64 = 1_800_000_000;

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::samples::{compare_with_golden, full, peer};
 use super::*;
+use crate::cluster::refusal::RefusalCode;
 
 /// The paths of all empty values in a document.
 fn empty(value: &Value, at: &str, found: &mut Vec<String>) {

@@ -19,12 +19,15 @@ export KEYS SEVERITY ROLL_OUT FROM NOTES
 
 # rustup's musl target when it is installed; else a sysroot made once from the distribution's Rust sources.
 HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
-MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target RUSTFLAGS="$(REMAP)" \
+MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target RUSTFLAGS="$(REMAP) $(NO_UNWIND)" \
            $(if $(HAVE_STD),,RUSTC=$(MUSL_DIR)/bin/rustc RUSTDOC=$(MUSL_DIR)/bin/rustdoc) \
            CC_aarch64_unknown_linux_musl=aarch64-linux-gnu-gcc \
            CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=aarch64-linux-gnu-gcc
 # No path of the build host in the agent: two builds in different places are the same bytes.
 REMAP    = --remap-path-prefix=$(MUSL_DIR)=target --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
+# A panic says what and where, and ends the process. Tables for unwinding would be a twelfth of the binary, and show nothing
+# even in a backtrace, since `strip` takes the names.
+NO_UNWIND = -C force-unwind-tables=no
 # Namespaces and file owners need root; whoever has sudo need not be it.
 SUDO     = $(if $(filter 0,$(shell id -u)),,sudo)
 # Tools of the checks that the distribution does not package; unoptimised, since they run for seconds.
@@ -176,12 +179,12 @@ target/keys/db.auth:
 	@image/keys target/keys
 
 .PHONY: images
-images: packages-build-image-qemu image ## Put the image into what clouds, hypervisors and PXE take (DIR=target/images FORMATS="qcow2 vhd")
-	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
+images: packages-build-image-qemu image ## Put the image into what clouds, hypervisors and PXE take (DIR=target/images FORMATS="qcow2 vhd" ARCH=arm64)
+	@image/formats target/image$(OF_ARCH) $(or $(DIR),target/images$(OF_ARCH)) $(FORMATS)
 
 .PHONY: sysexts
-sysexts: image ## Build the system extensions of the image: debug, ipsec, podman, with given programs kubernetes (KEYS= NAMES= KUBERNETES=)
-	@$(SUDO) env KEYS="$(KEYS)" KUBERNETES="$(KUBERNETES)" image/sysexts target/image target/sysexts $(NAMES)
+sysexts: image ## Build the system extensions of the image: debug, ipsec, podman, with given programs kubernetes (KEYS= NAMES= KUBERNETES= ARCH=arm64)
+	@$(SUDO) env KEYS="$(KEYS)" KUBERNETES="$(KUBERNETES)" image/sysexts target/image$(OF_ARCH) target/sysexts$(OF_ARCH) $(NAMES)
 
 # Of the signed image: what it merges, and what not.
 .PHONY: sysexts-signed
@@ -230,16 +233,17 @@ oci: packages-build-oci ## Build the container image of the agent, as a layout a
 	@IMAGE="$(IMAGE)" image/oci target/oci $(foreach arch,$(ARCHES),$(call agent-of,$(arch)))
 
 .PHONY: test-oci
-test-oci: packages-build-oci-containers agent ## Build the container image twice, and run it as a pod; needs root
-	@$(SUDO) agent/tests/oci/run $(AGENT)
+test-oci: packages-build-oci-containers ## Build the container image twice, and run it as a pod; needs root (ARCHES="amd64 arm64")
+	@for arch in $(ARCHES); do $(MAKE) --no-print-directory agent ARCH=$$arch || exit; done
+	@$(SUDO) agent/tests/oci/run $(foreach arch,$(ARCHES),$(call agent-of,$(arch)))
 
 .PHONY: manifests
 manifests: packages-build ## Write the manifest for Kubernetes anew from the chart in units/kubernetes
 	@UPDATE=1 cargo test --quiet --locked -p selvage --test manifests the_manifest_is_what_the_chart_renders_to
 
 .PHONY: bench
-bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it; ONLY=part TURNS=1)
-	@$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') SELVAGE_BIN=$(AGENT) FLANNELD=$(abspath $(FLANNELD)) \
+bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it; ONLY=part TURNS=1; HISTORY=1 NOTES= writes it down)
+	@VERSION=$$(image/version) HISTORY=$(HISTORY) $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') SELVAGE_BIN=$(AGENT) FLANNELD=$(abspath $(FLANNELD)) \
 	  cargo bench --quiet --locked -p selvage --profile dev --bench agent
 
 .PHONY: bench-boot

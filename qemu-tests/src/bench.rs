@@ -3,6 +3,7 @@
 mod anchor;
 mod history;
 mod pairs;
+mod table_file;
 mod verity;
 
 use std::{

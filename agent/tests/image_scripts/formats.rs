@@ -51,7 +51,10 @@ fn image(directory: &Path) {
         // Not a multiple of four, where the next archive has to begin.
         ("selvage.initrd", b"initrd."),
         ("selvage.cmdline", CMDLINE.as_bytes()),
-        ("build.json", br#"{"source_date_epoch": 1}"#),
+        (
+            "build.json",
+            br#"{"architecture": "x86-64", "source_date_epoch": 1}"#,
+        ),
         ("update/files.json", described.as_bytes()),
         ("update/selvage_1.0.spdx.json", b"{}"),
     ] {

@@ -1,15 +1,14 @@
 //! The history of the boot's figures, `boot-history.md` beside this crate's README: a table that gets a line when
 //! somebody asks for it.
 
-use std::{
-    fs::{self, File},
-    io::Write as _,
-    path::{Path, PathBuf},
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::{
+    pairs::{self, Pair, Pairs},
+    table_file,
 };
-
-use anyhow::{Context as _, Result, ensure};
-
-use super::pairs::{self, Pair, Pairs};
 
 /// What a line of the table is made of.
 #[derive(Debug)]
@@ -27,23 +26,22 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// The line.
-    fn line(&self) -> String {
+    /// The line's cells.
+    fn cells(&self) -> [String; 6] {
         let times = self.pairs.each_ref().map(|pairs| {
             let Pair { ours, other } = Pair::median(pairs);
             format!("{ours:.1}, {other:.1}, {:.2}", pairs::ratio(pairs))
         });
         let [first, second] = times;
         let count = self.pairs[0].len();
-        // What would end a cell, or the line.
-        let change = self.change.replace('|', "/").replace('\n', " ");
-        let Self {
-            date,
-            version,
-            machine,
-            ..
-        } = self;
-        format!("| {date} | {version} | {machine}, {count} pairs | {first} | {second} | {change} |")
+        [
+            self.date.clone(),
+            self.version.to_owned(),
+            format!("{}, {count} pairs", self.machine),
+            first,
+            second,
+            self.change.to_owned(),
+        ]
     }
 }
 
@@ -57,23 +55,13 @@ pub(super) fn path() -> PathBuf {
 /// # Errors
 /// When the file has no table at its end, or cannot be written.
 pub(super) fn add(path: &Path, entry: &Entry<'_>) -> Result<()> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
-    let last = text.lines().last().unwrap_or_default();
-    ensure!(
-        last.starts_with('|') && text.ends_with('\n'),
-        "{} does not end with a table",
-        path.display()
-    );
-    File::options()
-        .append(true)
-        .open(path)
-        .and_then(|mut file| writeln!(file, "{}", entry.line()))
-        .with_context(|| format!("failed to write {}", path.display()))
+    table_file::append(path, &entry.cells())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn pairs() -> Pairs {

@@ -21,11 +21,13 @@ use tracing::debug;
 
 use self::accept::Listener;
 pub(crate) use self::accept::{Limits, WhenFull, accept};
+pub(crate) use self::call::{Call, CallError, Manner, secure};
 pub(crate) use self::client::{
     Connection, ExchangeError, Trouble, get, http_error_text, io_error_text,
 };
 
 mod accept;
+mod call;
 mod client;
 
 /// Deadline for a request's header.

@@ -1,25 +1,19 @@
 //! HTTP to a provider's API and to the instance's metadata service.
 
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{HOST, HeaderMap, RETRY_AFTER, USER_AGENT};
-use hyper::{Method, Request, Uri};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
+use hyper::header::{HeaderMap, RETRY_AFTER};
 use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::error::CloudError;
-use crate::base::http::{Connection, ExchangeError, Stream, http_error_text, io_error_text};
+pub(crate) use crate::base::http::Call;
+use crate::base::http::Manner;
 use crate::base::logging::chain;
-use crate::cluster::lease::rest::tls::Files;
+use crate::cluster::lease::rest::tls::{Files, TlsError};
 
 /// How long a connection may take to come about, with TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,23 +36,6 @@ pub(crate) struct Transport {
     /// Read at the first use.
     tls: Option<Arc<ClientConfig>>,
     received: u64,
-}
-
-/// A request. Headers, query and body may have secrets, and do not show in its debug form.
-pub(crate) struct Call {
-    pub(crate) method: Method,
-    /// With scheme, host, path and query; all of it percent-encoded.
-    pub(crate) url: String,
-    /// Besides `Host` and `User-Agent`, which are set here.
-    pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) body: Bytes,
-}
-
-impl fmt::Debug for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (url, _) = self.url.split_once('?').unwrap_or((&self.url, ""));
-        write!(f, "{} {url}", self.method)
-    }
 }
 
 /// What was answered. Headers and body may have secrets, and do not show in its debug form.
@@ -138,9 +115,8 @@ impl Transport {
 
     /// A URL, or the same path and query at the API server of the settings.
     pub(crate) fn at(&self, url: &str) -> String {
-        let start = url.find("://").map_or(0, |at| at + 3);
-        let path = url[start..].find('/').map_or(url.len(), |at| start + at);
-        format!("{}{}", self.api(&url[..path]), &url[path..])
+        let server = server(url);
+        format!("{}{}", self.api(server), &url[server.len()..])
     }
 
     /// The metadata service's base URL: the one of the settings, else the provider's.
@@ -165,60 +141,18 @@ impl Transport {
     /// # Errors
     /// [`CloudError::Unreachable`] without an answer.
     pub(crate) async fn send(&mut self, call: Call) -> Result<Answer, CloudError> {
-        let uri: Uri = (call.url.parse()).map_err(|_| CloudError::Unreachable {
-            server: call.url.clone(),
-            problem: "this is no URL".to_owned(),
-        })?;
-        let scheme = uri.scheme_str().unwrap_or("http");
-        let server = format!("{scheme}://{}", uri.authority().map_or("", |a| a.as_str()));
+        let server = server(&call.url).to_owned();
         let unreachable = |problem: String| CloudError::Unreachable { server, problem };
-        match timeout(ANSWER_TIMEOUT, self.exchange(&uri, call)).await {
-            Ok(Ok(answer)) => {
-                let bytes = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
-                self.received = self.received.saturating_add(bytes);
-                Ok(answer)
-            }
-            Ok(Err(problem)) => Err(unreachable(problem)),
-            Err(_) => Err(unreachable(format!(
-                "no answer within {} s",
-                ANSWER_TIMEOUT.as_secs()
-            ))),
-        }
-    }
-
-    async fn exchange(&mut self, uri: &Uri, call: Call) -> Result<Answer, String> {
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let authority = uri.authority().map_or("", |authority| authority.as_str());
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let mut request = Request::builder()
-            .method(call.method)
-            .uri(path)
-            .header(HOST, authority)
-            .header(USER_AGENT, concat!("selvage/", env!("CARGO_PKG_VERSION")));
-        for (name, value) in &call.headers {
-            request = request.header(*name, value);
-        }
-        let request = request
-            .body(Full::new(call.body))
-            .map_err(|error| error.to_string())?;
-        let tls = match uri.scheme_str() {
-            Some("https") => Some(self.tls()?),
-            _ => None,
+        let manner = match self.manner(call.is_tls()) {
+            Ok(manner) => manner,
+            Err(error) => return Err(unreachable(chain(&error))),
         };
-        let stream = timeout(CONNECT_TIMEOUT, connect(host, uri.port_u16(), tls))
-            .await
-            .map_err(|_| format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))?
-            .map_err(|error| format!("failed to connect: {}", io_error_text(&error)))?;
-        let mut connection = Connection::start(stream)
-            .await
-            .map_err(|error| http_error_text(&error))?;
-        let answer = connection.ask(request).await;
+        let answer = call.send(&manner).await;
         let (head, body) = answer
-            .map_err(|error| match error {
-                ExchangeError::Http(error) => http_error_text(&error),
-                error @ ExchangeError::Body(_) => error.to_string(),
-            })?
+            .map_err(|error| unreachable(error.to_string()))?
             .into_parts();
+        let bytes = u64::try_from(body.len()).unwrap_or(u64::MAX);
+        self.received = self.received.saturating_add(bytes);
         Ok(Answer {
             status: head.status.as_u16(),
             headers: head.headers,
@@ -226,47 +160,38 @@ impl Transport {
         })
     }
 
-    fn tls(&mut self) -> Result<Arc<ClientConfig>, String> {
-        if let Some(tls) = &self.tls {
-            return Ok(Arc::clone(tls));
+    fn manner(&mut self, is_tls: bool) -> Result<Manner, TlsError> {
+        if is_tls && self.tls.is_none() {
+            let files = Files {
+                cafile: self.authorities.clone(),
+                ..Files::default()
+            };
+            self.tls = Some(Arc::new(files.client()?));
         }
-        let files = Files {
-            cafile: self.authorities.clone(),
-            ..Files::default()
-        };
-        let config = files.client().map_err(|error| chain(&error))?;
-        Ok(Arc::clone(self.tls.insert(Arc::new(config))))
+        Ok(Manner {
+            connect: CONNECT_TIMEOUT,
+            answer: ANSWER_TIMEOUT,
+            from: None,
+            tls: self.tls.clone().filter(|_| is_tls),
+        })
     }
 }
 
-async fn connect(
-    host: &str,
-    port: Option<u16>,
-    tls: Option<Arc<ClientConfig>>,
-) -> io::Result<Box<dyn Stream>> {
-    let usual = if tls.is_some() { 443 } else { 80 };
-    let stream = TcpStream::connect((host, port.unwrap_or(usual))).await?;
-    let Some(config) = tls else {
-        return Ok(Box::new(stream));
-    };
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    let stream = TlsConnector::from(config).connect(name, stream).await?;
-    Ok(Box::new(stream))
+/// Scheme and host of a URL.
+fn server(url: &str) -> &str {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let end = url[start..].find(['/', '?']);
+    &url[..end.map_or(url.len(), |at| start + at)]
 }
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HOST;
+
     use super::*;
 
     #[test]
     fn secrets_do_not_show() {
-        let call = Call {
-            method: Method::POST,
-            url: "https://api.example/routes?Signature=hidden1".to_owned(),
-            headers: vec![("authorization", "Bearer hidden2".to_owned())],
-            body: Bytes::from_static(b"assertion=hidden3"),
-        };
-        assert_eq!(format!("{call:?}"), "POST https://api.example/routes");
         let answer = Answer {
             status: 201,
             headers: [(HOST, "hidden4".parse().unwrap())].into_iter().collect(),

@@ -19,20 +19,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Request, Uri};
+use hyper::{Method, Uri};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::appliance::fleet::records::{foreign, is_id};
 use crate::appliance::fleet::{FleetError, Leave};
-use crate::base::http::{Connection, ExchangeError};
+use crate::base::http::{Call, CallError, Manner};
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 use crate::settings;
 
@@ -132,14 +126,8 @@ enum Answer {
 /// One machine of a fleet whose lock is kept by a server.
 #[derive(Debug)]
 pub struct FleetLock {
-    /// The base address as in messages, without a trailing slash.
+    /// The base address, without a trailing slash.
     server: String,
-    tls: bool,
-    host: String,
-    port: u16,
-    authority: String,
-    /// The path of the base address, without a trailing slash.
-    path: String,
     files: Files,
     body: Bytes,
 }
@@ -157,8 +145,6 @@ impl FleetLock {
         if !is_id(id) {
             return Err(FleetError::BadId(id.to_owned()));
         }
-        let tls = address.scheme_str() == Some("https");
-        let host = address.host().unwrap_or_default();
         let body = Body {
             client_params: Parameters {
                 id,
@@ -167,14 +153,6 @@ impl FleetLock {
         };
         Ok(Self {
             server: address.to_string().trim_end_matches('/').to_owned(),
-            tls,
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: address.port_u16().unwrap_or(if tls { 443 } else { 80 }),
-            authority: address
-                .authority()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            path: address.path().trim_end_matches('/').to_owned(),
             files: Files {
                 cafile: settings.cafile.clone(),
                 ..Files::default()
@@ -186,51 +164,40 @@ impl FleetLock {
     /// Asks once.
     async fn ask(&self, what: &str) -> Result<Answer, FleetLockError> {
         let server = || self.server.clone();
-        match timeout(PATIENCE, self.exchange(what)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(FleetLockError::Silence { server: server() }),
-        }
-    }
-
-    async fn exchange(&self, what: &str) -> Result<Answer, FleetLockError> {
-        let exchange =
-            |source: Box<dyn std::error::Error + Send + Sync>| FleetLockError::Exchange {
-                server: self.server.clone(),
+        let call = Call {
+            method: Method::POST,
+            url: format!("{}/v1/{what}", self.server),
+            headers: vec![
+                ("content-type", "application/json".to_owned()),
+                ("fleet-lock-protocol", "true".to_owned()),
+            ],
+            body: self.body.clone(),
+        };
+        let tls = call.is_tls().then(|| self.files.client()).transpose();
+        let tls = tls.map_err(|source| FleetLockError::Tls {
+            server: server(),
+            source: Box::new(source),
+        })?;
+        let manner = Manner {
+            connect: PATIENCE,
+            answer: PATIENCE,
+            from: None,
+            tls: tls.map(Arc::new),
+        };
+        let answer = call.send(&manner).await.map_err(|error| match error {
+            CallError::Connect(source) => FleetLockError::Connect {
+                server: server(),
                 source,
-            };
-        let request = Request::post(format!("{}/v1/{what}", self.path))
-            .header(HOST, &self.authority)
-            .header(CONTENT_TYPE, "application/json")
-            .header("fleet-lock-protocol", "true")
-            .body(Full::new(self.body.clone()))
-            .map_err(|error| exchange(error.into()))?;
-        let mut connection = self.connect().await?;
-        let answer = connection.ask(request).await;
-        let answer = answer.map_err(|error: ExchangeError| exchange(error.into()))?;
+            },
+            CallError::Slow(_) | CallError::Silent(_) => {
+                FleetLockError::Silence { server: server() }
+            }
+            error => FleetLockError::Exchange {
+                server: server(),
+                source: error.into(),
+            },
+        })?;
         Ok(understood(answer.status().as_u16(), answer.body()))
-    }
-
-    async fn connect(&self) -> Result<Connection, FleetLockError> {
-        let failed = |source| FleetLockError::Connect {
-            server: self.server.clone(),
-            source,
-        };
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
-        let stream = stream.map_err(failed)?;
-        let started = if self.tls {
-            let config = self.files.client().map_err(|source| FleetLockError::Tls {
-                server: self.server.clone(),
-                source: Box::new(source),
-            })?;
-            let name = ServerName::try_from(self.host.clone());
-            let name = name.map_err(|error| failed(io::Error::other(error)))?;
-            let connector = TlsConnector::from(Arc::new(config));
-            let stream = connector.connect(name, stream).await.map_err(failed)?;
-            Connection::start(Box::new(stream)).await
-        } else {
-            Connection::start(Box::new(stream)).await
-        };
-        started.map_err(|error| failed(io::Error::other(error)))
     }
 }
 

@@ -5,9 +5,10 @@ use hyper::Method;
 use hyper::body::Bytes;
 use tokio::time::Instant;
 
-use super::http::{Call, Trouble};
+use super::http::{Trouble, ask};
 use super::{Error, Metadata, Site, fetch};
 use crate::appliance::platform;
+use crate::base::http::Call;
 
 /// Azure's host, as seen from each of its machines ("What is IP address 168.63.129.16?").
 const WIRE_SERVER: &str = "http://168.63.129.16";
@@ -62,17 +63,19 @@ async fn first(
 async fn tell(
     method: Method,
     url: &str,
-    headers: &[(&str, &str)],
+    headers: &[(&'static str, &str)],
     body: String,
 ) -> Result<Bytes, Trouble> {
+    let headers = headers
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned()));
     let call = Call {
         method,
-        url,
-        headers,
+        url: url.to_owned(),
+        headers: headers.collect(),
         body: Bytes::from(body),
-        privileged: false,
     };
-    match call.send().await? {
+    match ask(call, false).await? {
         (status, body) if (200..300).contains(&status) => Ok(body),
         (status, _) => Err(Trouble::Status {
             url: url.to_owned(),

@@ -17,10 +17,8 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::base::http::{Connection, Stream, http_error_text, io_error_text};
+use crate::base::http::{Connection, Stream, http_error_text, io_error_text, secure};
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 use crate::settings::update::{Proxy, Update};
 
@@ -356,13 +354,9 @@ impl Server {
             to: target.authority.clone(),
             source,
         };
-        let name = ServerName::try_from(target.host.clone())
-            .map_err(|error| failed(io::Error::other(error)))?;
-        let stream = TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
+        secure(stream, Arc::new(config), &target.host)
             .await
-            .map_err(failed)?;
-        Ok(Box::new(stream))
+            .map_err(failed)
     }
 }
 

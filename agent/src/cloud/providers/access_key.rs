@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+
 use crate::cloud::access::Access;
 use crate::cloud::error::CloudError;
 use crate::settings::Secret;
@@ -52,6 +54,26 @@ pub(super) fn find(access: &Access, places: &Places) -> Result<Option<AccessKey>
     }
     let file = access.credentials_file.as_deref();
     file.map(|path| from_file(path, &places.file)).transpose()
+}
+
+/// The error of a machine with no key at all; `role` is what the provider calls the role that could give one.
+pub(super) fn no_key(role: &str) -> CloudError {
+    CloudError::Credentials {
+        problem: format!(
+            "neither AccessKeyID and AccessKeySecret in the network config, nor ACCESS_KEY_ID and ACCESS_KEY_SECRET in \
+             the environment, nor {role}"
+        ),
+    }
+}
+
+/// What the metadata service says of the key of a role.
+///
+/// # Errors
+/// It cannot be read. The text has no part of the key in it, which the message of serde's error might have.
+pub(super) fn of_role<T: DeserializeOwned>(role: &str, text: &str) -> Result<T, CloudError> {
+    serde_json::from_str(text).map_err(|_| CloudError::Credentials {
+        problem: format!("the metadata service gives no usable key of the role {role}"),
+    })
 }
 
 /// The names of a key's parts in the file that a provider's own programs read.

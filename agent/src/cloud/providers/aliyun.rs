@@ -16,7 +16,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use self::failure::{asked, refusal};
 use self::wire::{Entries, Entry, Found, RoleKey, Switch};
-use super::access_key::{AccessKey, Names, Places, find};
+use super::access_key::{AccessKey, Names, Places, find, no_key, of_role};
 use super::asked::{Asked, gone};
 use super::paging::Paging;
 use super::suspect::suspect;
@@ -25,7 +25,7 @@ use crate::base::time::{parse_rfc3339, secs};
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
 use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
-use crate::cloud::transport::Call;
+use crate::cloud::transport::{Answer, Call};
 
 /// Its entry in the table.
 pub(in crate::cloud) const PROVIDER: Provider = Provider {
@@ -168,21 +168,11 @@ impl Aliyun {
 
     async fn role_key(&mut self) -> Result<Kept<AccessKey>, CloudError> {
         let folder = "ram/security-credentials/";
-        let missing = || {
-            CloudError::Credentials {
-            problem: "neither AccessKeyID and AccessKeySecret in the network config, nor ACCESS_KEY_ID and \
-                      ACCESS_KEY_SECRET in the environment, nor a RAM role of this instance"
-                .to_owned(),
-        }
-        };
+        let missing = || no_key("a RAM role of this instance");
         let roles = self.metadata(folder).await?.ok_or_else(missing)?;
-        let role = roles.lines().next().unwrap_or_default().to_owned();
-        let path = format!("{folder}{role}");
-        let text = self.metadata(&path).await?.ok_or_else(missing)?;
-        // The message of serde's error might show a part of the key.
-        let key: RoleKey = serde_json::from_str(&text).map_err(|_| CloudError::Credentials {
-            problem: format!("the metadata service gives no usable key of the role {role}"),
-        })?;
+        let role = roles.lines().next().unwrap_or_default();
+        let text = self.metadata(&format!("{folder}{role}")).await?;
+        let key: RoleKey = of_role(role, &text.ok_or_else(missing)?)?;
         Ok(Kept {
             ends: parse_rfc3339(&key.expiration).map(secs),
             value: AccessKey::new(
@@ -210,10 +200,19 @@ impl Aliyun {
 
     async fn call_of<T: DeserializeOwned>(
         &mut self,
-        (product, version): (&str, &'static str),
+        api: (&str, &'static str),
         asked: &Asked<'_>,
         parameters: &[(&str, &str)],
     ) -> Result<T, CloudError> {
+        self.send(api, asked, parameters).await?.json(asked.call)
+    }
+
+    async fn send(
+        &mut self,
+        (product, version): (&str, &'static str),
+        asked: &Asked<'_>,
+        parameters: &[(&str, &str)],
+    ) -> Result<Answer, CloudError> {
         let region = self.place().await?.region;
         let key = self.key().await?;
         let nonce = self.nonce();
@@ -240,7 +239,7 @@ impl Aliyun {
         };
         let answer = self.access.transport.send(call).await?;
         if answer.status == 200 {
-            return answer.json(asked.call);
+            return Ok(answer);
         }
         let error = asked.error(refusal(&answer));
         if matches!(error, CloudError::Credentials { .. }) {

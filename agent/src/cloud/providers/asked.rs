@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::cloud::error::{CloudError, shown};
+use crate::cloud::transport::Answer;
 
 /// A call, for messages.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,35 @@ pub(super) struct Refusal {
     pub(super) message: String,
     /// How long the provider asks to wait.
     pub(super) retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// An answer's refusal. One without a code has its HTTP status instead.
+    pub(super) fn of(answer: &Answer, meaning: Meaning, code: String, message: String) -> Self {
+        Self {
+            retry_after: answer.retry_after(),
+            ..Self::with_status(answer.status, meaning, code, message)
+        }
+    }
+
+    /// The same where there is no answer of its own.
+    pub(super) fn with_status(
+        status: u16,
+        meaning: Meaning,
+        code: String,
+        message: String,
+    ) -> Self {
+        let code = match code {
+            none if none.is_empty() => status.to_string(),
+            code => code,
+        };
+        Self {
+            meaning,
+            code,
+            message,
+            retry_after: None,
+        }
+    }
 }
 
 /// What a provider's code means.

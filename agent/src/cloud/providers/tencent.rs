@@ -20,7 +20,7 @@ use self::wire::{
     Change, Delete, Deleted, Describe, Entry, Envelope, Failed, Filter, FindMachine, Found,
     MACHINE, NewRoute, RoleKey, Table, Tables,
 };
-use super::access_key::{AccessKey, Names, Places, find};
+use super::access_key::{AccessKey, Names, Places, find, no_key, of_role};
 use super::asked::{Asked, gone};
 use super::paging::Paging;
 use super::suspect::suspect;
@@ -28,7 +28,7 @@ use crate::base::retry::random_seed;
 use crate::cloud::access::{Access, Kept};
 use crate::cloud::error::CloudError;
 use crate::cloud::table::{Forwarding, Later, Mark, Provider, Route, RouteTable, TableId, Target};
-use crate::cloud::transport::Call;
+use crate::cloud::transport::{Answer, Call};
 
 /// Its entry in the table.
 pub(in crate::cloud) const PROVIDER: Provider = Provider {
@@ -143,21 +143,11 @@ impl Tencent {
 
     async fn role_key(&mut self) -> Result<Kept<AccessKey>, CloudError> {
         let folder = "cam/security-credentials/";
-        let missing = || {
-            CloudError::Credentials {
-            problem: "neither AccessKeyID and AccessKeySecret in the network config, nor ACCESS_KEY_ID and \
-                      ACCESS_KEY_SECRET in the environment, nor a CAM role of this machine"
-                .to_owned(),
-        }
-        };
+        let missing = || no_key("a CAM role of this machine");
         let roles = self.metadata(folder).await?.ok_or_else(missing)?;
-        let role = roles.lines().next().unwrap_or_default().to_owned();
-        let path = format!("{folder}{role}");
-        let text = self.metadata(&path).await?.ok_or_else(missing)?;
-        // The message of serde's error might show a part of the key.
-        let key: RoleKey = serde_json::from_str(&text).map_err(|_| CloudError::Credentials {
-            problem: format!("the metadata service gives no usable key of the role {role}"),
-        })?;
+        let role = roles.lines().next().unwrap_or_default();
+        let text = self.metadata(&format!("{folder}{role}")).await?;
+        let key: RoleKey = of_role(role, &text.ok_or_else(missing)?)?;
         Ok(Kept {
             ends: Some(key.expired_time),
             value: AccessKey::new(key.tmp_secret_id, key.tmp_secret_key, Some(key.token)),
@@ -179,13 +169,23 @@ impl Tencent {
         asked: &Asked<'_>,
         parameters: &impl Serialize,
     ) -> Result<T, CloudError> {
-        let malformed = |problem: serde_json::Error| CloudError::Malformed {
+        let body = serde_json::to_string(parameters).map_err(|problem| CloudError::Malformed {
             call: asked.call,
             problem: problem.to_string(),
-        };
+        })?;
+        let answer = self.send(service, asked, body).await?;
+        let answer: Envelope<T> = answer.json(asked.call)?;
+        Ok(answer.response)
+    }
+
+    async fn send(
+        &mut self,
+        service: &str,
+        asked: &Asked<'_>,
+        body: String,
+    ) -> Result<Answer, CloudError> {
         let region = self.region().await?;
         let key = self.key().await?;
-        let body = serde_json::to_string(parameters).map_err(malformed)?;
         let api = self
             .access
             .transport
@@ -217,8 +217,7 @@ impl Tencent {
         }
         let failed: Envelope<Failed> = answer.json(asked.call)?;
         let Some(error) = failed.response.error else {
-            let answer: Envelope<T> = answer.json(asked.call)?;
-            return Ok(answer.response);
+            return Ok(answer);
         };
         let error = asked.error(refusal(error));
         if matches!(error, CloudError::Credentials { .. }) {

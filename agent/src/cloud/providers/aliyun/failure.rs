@@ -22,15 +22,8 @@ pub(super) const fn asked<'a>(
 /// The refusal in an answer whose status is not 200.
 pub(super) fn refusal(answer: &Answer) -> Refusal {
     let wire::Refusal { code, message } = serde_json::from_slice(&answer.body).unwrap_or_default();
-    Refusal {
-        meaning: meaning(answer.status, &code),
-        code: match code {
-            none if none.is_empty() => answer.status.to_string(),
-            code => code,
-        },
-        message,
-        retry_after: answer.retry_after(),
-    }
+    let meaning = meaning(answer.status, &code);
+    Refusal::of(answer, meaning, code, message)
 }
 
 fn meaning(status: u16, code: &str) -> Meaning {

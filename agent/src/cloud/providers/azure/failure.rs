@@ -22,24 +22,15 @@ pub(super) const fn asked<'a>(
 
 /// The refusal in an answer that is no success.
 pub(super) fn refusal(answer: &Answer) -> Refusal {
-    let failed: Failed = serde_json::from_slice(&answer.body).unwrap_or_default();
-    Refusal {
-        retry_after: answer.retry_after(),
-        ..refused(answer.status, failed.error)
-    }
+    let Failed { error } = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let meaning = meaning(answer.status, &error.code);
+    Refusal::of(answer, meaning, error.code, error.message)
 }
 
 /// The refusal of an operation that went on after it was accepted.
 pub(super) fn refused(status: u16, error: wire::Refusal) -> Refusal {
-    Refusal {
-        meaning: meaning(status, &error.code),
-        code: match error.code {
-            none if none.is_empty() => status.to_string(),
-            code => code,
-        },
-        message: error.message,
-        retry_after: None,
-    }
+    let meaning = meaning(status, &error.code);
+    Refusal::with_status(status, meaning, error.code, error.message)
 }
 
 fn meaning(status: u16, code: &str) -> Meaning {

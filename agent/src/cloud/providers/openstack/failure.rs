@@ -23,15 +23,8 @@ pub(super) const fn asked<'a>(
 pub(super) fn refusal(answer: &Answer) -> Refusal {
     let failed: Failed = serde_json::from_slice(&answer.body).unwrap_or_default();
     let kind = failed.error.r#type;
-    Refusal {
-        meaning: meaning(answer.status, &kind),
-        code: match kind {
-            none if none.is_empty() => answer.status.to_string(),
-            kind => kind,
-        },
-        message: failed.error.message,
-        retry_after: answer.retry_after(),
-    }
+    let meaning = meaning(answer.status, &kind);
+    Refusal::of(answer, meaning, kind, failed.error.message)
 }
 
 fn meaning(status: u16, kind: &str) -> Meaning {

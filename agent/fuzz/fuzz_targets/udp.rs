@@ -16,7 +16,7 @@ const LONGEST: usize = 12 + 65_535;
 struct Tun;
 
 impl Sink for Tun {
-    fn write(&mut self, parts: &[IoSlice<'_>]) {
+    fn write(&mut self, _flow: u32, parts: &[IoSlice<'_>]) {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         assert!((20..=LONGEST).contains(&total), "{total} bytes");
     }

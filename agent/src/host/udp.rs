@@ -6,13 +6,18 @@
 //! ```text
 //!            ┌───────── worker, one thread for each queue ─────────┐
 //!  kernel ──►│ TUN queue ─► route ─► TTL ─► cut into segments ─────│─► UDP socket ──► peer
-//!  kernel ◄──│ TUN queue ◄── put together ◄── TTL ◄── check ◄──────│── UDP socket ◄── peer
+//!  kernel ◄──│ a flow's queue ◄── put together ◄── TTL ◄── check ◄─│── UDP socket ◄── peer
 //!            └─────────────────────────────────────────────────────┘
 //! ```
 //!
 //! It is fast because the kernel's stack runs once for up to 64 packets on each side: the TUN device passes packets of
 //! up to 64 KiB in both directions (virtio headers), and the socket sends and receives many datagrams per call. On the
 //! wire there is still one datagram per packet, so a peer without these offloads, such as flannel, sees no difference.
+//!
+//! All datagrams of a peer have the same addresses and ports, so the kernel gives them to one socket, and one worker
+//! receives them. It writes each flow to a queue chosen by addresses and ports, not to its own: the kernel sends a flow
+//! through the queue that it was last received from (`tun_flow_update()`), so that all workers share the sending, even
+//! where there is one peer.
 //!
 //! [`DataPlane`] is the handle. It is opened in the network namespace of the calling thread, and closing it removes the
 //! device. Links, addresses and kernel routes are handled by [`crate::host::netlink`]; [`crate::host::executor`]
@@ -175,8 +180,16 @@ impl DataPlane {
         };
         // Open all queues and sockets before starting a worker: no packet may arrive at a socket whose worker then
         // fails to start.
+        let several = workers > 1;
+        let queues: Arc<[Queue]> = (0..workers)
+            .map(|_| Queue::open(&settings.name, several))
+            .collect::<Result<_, _>>()
+            .map_err(|source| OpenError::Tun {
+                name: settings.name.clone(),
+                source,
+            })?;
         let made: Vec<_> = (0..workers)
-            .map(|_| plane.worker(settings, workers > 1, &stopped))
+            .map(|place| plane.worker(settings, (&queues, place), &stopped))
             .collect::<Result<_, _>>()?;
         for (index, worker) in made.into_iter().enumerate() {
             plane.cells.push(Arc::clone(&worker.cells));
@@ -193,16 +206,14 @@ impl DataPlane {
     fn worker(
         &self,
         settings: &Settings,
-        several: bool,
+        (queues, place): (&Arc<[Queue]>, usize),
         stop: &io::PipeReader,
     ) -> Result<Worker, OpenError> {
-        let (name, address) = (&settings.name, settings.bind);
+        let address = settings.bind;
         Ok(Worker {
-            queue: Queue::open(name, several).map_err(|source| OpenError::Tun {
-                name: name.clone(),
-                source,
-            })?,
-            socket: Socket::open(address, several)
+            queues: Arc::clone(queues),
+            place,
+            socket: Socket::open(address, queues.len() > 1)
                 .map_err(|source| OpenError::Socket { address, source })?,
             reporter: Reporter::open().map_err(OpenError::Raw)?,
             stop: stop.try_clone().map_err(OpenError::Thread)?,

@@ -1,5 +1,6 @@
 //! The udp backend's objects: some are the kernel's, some our data plane's, and all are kept alike.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvage::cluster::lease::Lease;
@@ -29,7 +30,10 @@ async fn agent(host: &Host, options: &str, peers: &[Lease]) -> Agent {
 /// Takes over another underlay or another config, as the agent does while it runs.
 fn turn(agent: &mut Agent, backend: Box<dyn selvage::plan::backend::Backend>, peers: &[Lease]) {
     let own = crate::host::subnet(0);
-    agent.plan = selvage::plan::backend::plan::Plan::new(&*backend, &own, peers);
+    let backend: Arc<dyn selvage::plan::backend::Backend> = backend.into();
+    let peers = peers.iter().cloned().map(Arc::new);
+    let plan = selvage::plan::backend::plan::Plan::new(Arc::clone(&backend), &own, peers);
+    agent.plan = plan;
     agent.reconciler.set_scope(backend.scope());
     agent.reconciler.set_desired(agent.plan.state());
     agent.backend = backend;

@@ -126,6 +126,46 @@ fn bulk_data_arrives_whole_both_ways() {
     }
 }
 
+/// What each of a device's queues has sent, in bytes: the counters of its queueing disciplines (tc(8)).
+fn sent_by_queue(host: &Host) -> Vec<u64> {
+    let output = host.ns.output("tc", "-s qdisc show dev flannel0");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut sent = Vec::new();
+    // The root sums up the others.
+    let mut is_queue = false;
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("qdisc") => is_queue = words.any(|word| word == "parent"),
+            Some("Sent") if is_queue => sent.push(words.next().unwrap().parse().unwrap()),
+            _ => {}
+        }
+    }
+    sent
+}
+
+#[test]
+fn connections_to_one_peer_are_spread_over_the_workers() {
+    const CONNECTIONS: usize = 16;
+    let (a, b) = two_hosts();
+    let (_on_a, _on_b) = connect(&a, &b, 3);
+    let connections: Vec<_> = (0..CONNECTIONS)
+        .map(|_| tcp(&a.ns, &b.ns, b.overlay()))
+        .collect();
+    thread::scope(|scope| {
+        for connection in connections {
+            scope.spawn(|| exchange(connection, BULK / CONNECTIONS / 125_000 * 125_000));
+        }
+    });
+    for host in [&a, &b] {
+        let sent = sent_by_queue(host);
+        assert_eq!(sent.len(), 3, "{sent:?}");
+        // That all 16 have one queue of three is less likely than this machine breaking.
+        let busy = sent.iter().filter(|bytes| **bytes > 1_000_000).count();
+        assert!(busy > 1, "{sent:?}");
+    }
+}
+
 #[test]
 fn bulk_data_between_containers_is_forwarded_in_large_packets() {
     let (a, b) = two_hosts();

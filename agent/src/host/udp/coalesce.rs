@@ -22,8 +22,8 @@ const ACK: u8 = 0x10;
 
 /// Receives coalesced packets.
 pub trait Sink {
-    /// Writes one packet given in parts, the `virtio_net_hdr` first.
-    fn write(&mut self, parts: &[IoSlice<'_>]);
+    /// Writes one packet given in parts, the `virtio_net_hdr` first. Packets with the same `flow` must keep their order.
+    fn write(&mut self, flow: u32, parts: &[IoSlice<'_>]);
 }
 
 /// Handles the payload of one datagram from the tunnel: all processing of untrusted bytes before they reach the kernel.
@@ -92,10 +92,13 @@ impl<'a> Coalescer<'a> {
     fn push(&mut self, packet: View<'a>, sink: &mut impl Sink) {
         let Some(segment) = Segment::new(packet, self.udp) else {
             self.flush(sink);
-            sink.write(&[
-                IoSlice::new(&VnetHeader::default().to_bytes()),
-                IoSlice::new(packet.bytes()),
-            ]);
+            sink.write(
+                packet.flow(),
+                &[
+                    IoSlice::new(&VnetHeader::default().to_bytes()),
+                    IoSlice::new(packet.bytes()),
+                ],
+            );
             return;
         };
         if !self.run.as_ref().is_some_and(|run| run.takes(&segment)) {
@@ -121,11 +124,15 @@ impl<'a> Coalescer<'a> {
         let Some(run) = self.run.take() else {
             return;
         };
+        let flow = run.first.packet.flow();
         if run.count == 1 {
-            sink.write(&[
-                IoSlice::new(&VnetHeader::default().to_bytes()),
-                IoSlice::new(run.first.packet.bytes()),
-            ]);
+            sink.write(
+                flow,
+                &[
+                    IoSlice::new(&VnetHeader::default().to_bytes()),
+                    IoSlice::new(run.first.packet.bytes()),
+                ],
+            );
             return;
         }
         let mut headers = [0; HEADER_LEN + MAX_HEADERS];
@@ -135,7 +142,7 @@ impl<'a> Coalescer<'a> {
         parts[0] = IoSlice::new(&headers[..len]);
         let end = run.count + 1;
         parts[1..end].copy_from_slice(&self.parts[1..end]);
-        sink.write(&parts[..end]);
+        sink.write(flow, &parts[..end]);
     }
 }
 

@@ -152,6 +152,25 @@ impl<'a> View<'a> {
         Ipv4Addr::new(self.0[16], self.0[17], self.0[18], self.0[19])
     }
 
+    /// A number that all packets of a connection have, in both directions: of addresses, protocol and ports. Fragments
+    /// have one without ports.
+    pub(super) fn flow(self) -> u32 {
+        let word = |at: usize| {
+            let bytes = self.0.get(at..at + 4).and_then(<[u8]>::first_chunk);
+            bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
+        };
+        let has_ports = matches!(self.protocol(), TCP | UDP) && !self.is_fragment();
+        let ports = if has_ports {
+            word(self.header_len())
+        } else {
+            0
+        };
+        let ports = ports ^ ports.rotate_right(16);
+        let mixed =
+            (word(12) ^ word(16) ^ ports ^ u32::from(self.protocol())).wrapping_mul(0x9e37_79b9);
+        mixed >> 16
+    }
+
     /// The pseudo-header that TCP and UDP include in their checksum (RFC 9293 §3.1), for a transport of `len` bytes.
     pub(super) fn pseudo_header(self, len: u16) -> Sum {
         Sum::default()

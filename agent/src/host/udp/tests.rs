@@ -105,9 +105,10 @@ fn cut(packet: &[u8], gso: Gso) -> Result<Vec<Vec<u8>>, Contradiction> {
 struct Written(Vec<(VnetHeader, Vec<u8>)>);
 
 impl Sink for Written {
-    fn write(&mut self, parts: &[IoSlice<'_>]) {
+    fn write(&mut self, flow: u32, parts: &[IoSlice<'_>]) {
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let (header, packet) = bytes.split_first_chunk::<HEADER_LEN>().unwrap();
+        assert_eq!(flow, View::of_parsed(packet).flow());
         let header = VnetHeader::read(header).unwrap();
         self.0.push((header, packet.to_vec()));
     }
@@ -304,6 +305,60 @@ fn a_contradiction_is_no_packet() {
     for kind in [3, 4, 6] {
         let bytes = [0, kind, 0, 0, 1, 0, 0, 0, 0, 0];
         assert_eq!(VnetHeader::read(&bytes), None);
+    }
+}
+
+/// The packet that answers another: addresses and ports change places.
+fn answer(packet: &[u8]) -> Vec<u8> {
+    let mut answer = packet.to_vec();
+    for (at, len) in [(12, 4), (20, 2)] {
+        let (first, second) = answer[at..at + 2 * len].split_at_mut(len);
+        first.swap_with_slice(second);
+    }
+    answer
+}
+
+proptest! {
+    #[test]
+    fn a_connection_is_one_flow_both_ways(ports: [u8; 4], is_udp: bool, data in payload(0..50)) {
+        let mut packet = if is_udp { udp(&data) } else { tcp(7, ACK, &data) };
+        packet[20..24].copy_from_slice(&ports);
+        let flow = View::of_parsed(&packet).flow();
+        prop_assert_eq!(View::of_parsed(&answer(&packet)).flow(), flow);
+        // Later packets have other contents, and the same flow.
+        packet[24..].fill(9);
+        packet[4..6].fill(9);
+        prop_assert_eq!(View::of_parsed(&packet).flow(), flow);
+    }
+
+    #[test]
+    fn no_bytes_are_mistaken_for_ports(data in payload(0..30), other in payload(4..30)) {
+        // Fragments but the first have no ports, and neither have other protocols nor what is too short.
+        let mut fragment = ip(UDP, &other);
+        fragment[6..8].copy_from_slice(&[0, 9]);
+        let mut first = fragment.clone();
+        first[6..8].copy_from_slice(&[0x20, 0]);
+        let flow = View::of_parsed(&fragment).flow();
+        prop_assert_eq!(View::of_parsed(&first).flow(), flow);
+        let (ping, pong) = (ip(ICMP, &data), ip(ICMP, &other));
+        prop_assert_eq!(View::of_parsed(&ping).flow(), View::of_parsed(&pong).flow());
+        let _ = View::of_parsed(&ip(TCP, &data)).flow();
+    }
+}
+
+#[test]
+fn flows_are_spread_over_the_queues() {
+    for queues in 2..=4_u32 {
+        let mut count = vec![0; 4];
+        for port in 0..1000_u16 {
+            let mut packet = tcp(1, ACK, &[]);
+            // A client's ports, one after the other, to one server.
+            packet[20..22].copy_from_slice(&(32_768 + port).to_be_bytes());
+            count[(View::of_parsed(&packet).flow() % queues) as usize] += 1;
+        }
+        for share in &count[..queues as usize] {
+            assert!(*share > 700 / queues, "{queues} queues: {count:?}");
+        }
     }
 }
 

@@ -30,7 +30,9 @@ const ARENA: usize = 4 * MAX_PACKET;
 /// The state of one thread.
 #[derive(Debug)]
 pub(super) struct Worker {
-    pub(super) queue: Queue,
+    /// The queues of all workers, and this one's place among them.
+    pub(super) queues: Arc<[Queue]>,
+    pub(super) place: usize,
     pub(super) socket: Socket,
     pub(super) reporter: Reporter,
     /// Hangs up when the data plane is closed.
@@ -51,7 +53,8 @@ impl Worker {
     fn serve(self) -> io::Result<()> {
         let mut table = Table::new(&self.shared);
         let mut outward = Outward {
-            queue: &self.queue,
+            queue: &self.queues[self.place],
+            queues: &self.queues,
             socket: self.socket,
             reporter: &self.reporter,
             limiter: Limiter::new(Instant::now()),
@@ -60,7 +63,7 @@ impl Worker {
         let mut packet = vec![0; MAX_PACKET].into_boxed_slice();
         let mut arena = vec![0; ARENA].into_boxed_slice();
         loop {
-            let ready = wait(&self.queue, &outward.socket, &self.stop)?;
+            let ready = wait(&self.queues[self.place], &outward.socket, &self.stop)?;
             table.refresh();
             if ready.stop {
                 return Ok(());
@@ -134,6 +137,7 @@ fn wait(queue: &Queue, socket: &Socket, stop: &PipeReader) -> io::Result<Ready> 
 /// From this host to the peers.
 struct Outward<'a> {
     queue: &'a Queue,
+    queues: &'a [Queue],
     socket: Socket,
     reporter: &'a Reporter,
     limiter: Limiter,
@@ -233,7 +237,7 @@ impl Outward<'_> {
 /// Receives packets from the peers.
 fn inward(outward: &mut Outward<'_>, tunnel: &Tunnel, arena: &mut [u8]) {
     let mut sink = ToQueue {
-        queue: outward.queue,
+        queues: outward.queues,
         cells: outward.cells,
     };
     let mut coalescer = Coalescer::new(outward.queue.has_udp_segmentation());
@@ -277,13 +281,14 @@ fn inward(outward: &mut Outward<'_>, tunnel: &Tunnel, arena: &mut [u8]) {
 
 /// Writes packets to the TUN device.
 struct ToQueue<'a> {
-    queue: &'a Queue,
+    queues: &'a [Queue],
     cells: &'a Cells,
 }
 
 impl Sink for ToQueue<'_> {
-    fn write(&mut self, parts: &[IoSlice<'_>]) {
-        if self.queue.write(parts).is_err() {
+    fn write(&mut self, flow: u32, parts: &[IoSlice<'_>]) {
+        let place = usize::try_from(flow).unwrap_or_default() % self.queues.len();
+        if self.queues[place].write(parts).is_err() {
             self.cells.tun_failed.add(1);
         }
     }

@@ -1,7 +1,7 @@
 //! IKE: keys for IPsec, negotiated by strongSwan's charon, which this host runs beside the agent.
 //!
 //! The agent says by VICI ([`vici`]) which connections there are, and charon negotiates keys and puts them into the
-//! kernel; the policies are the agent's own (`host::netlink`). Names, secrets and proposals are flannel's, so that either
+//! kernel, with policies in the place of the agent's (`host::netlink`). Names, secrets and proposals are flannel's, so that either
 //! can be at the other end. A [`Worker`] keeps charon's state as wanted: charon remembers none of it over a restart.
 
 mod client;

@@ -3,8 +3,10 @@
 use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
+use ring::hmac;
 
 use super::vici::Section;
+use crate::host::netlink::CHARON_PRIORITY;
 use crate::plan::state::Connection;
 
 /// flannel's proposal for IKE.
@@ -54,8 +56,13 @@ pub(super) fn is_ours(name: &str, networks: &[IpNet]) -> bool {
 }
 
 /// The arguments of `load-conn`: flannel's, except that the nodes name themselves, as their public addresses may be a
-/// NAT's; that charon itself begins nothing, since of two ends that begin at once each would make a tunnel; and that it does
-/// not move tunnels to other addresses of the host (MOBIKE, RFC 4555), where no policy would find them.
+/// NAT's; that charon itself begins nothing, since of two ends that begin at once each would make a tunnel; that it does
+/// not move tunnels to other addresses of the host (MOBIKE, RFC 4555), where no policy would find them; and that it puts
+/// policies of its own in the place of the kernel's.
+///
+/// charon's policy for packets to the peer names the SPI. When keys are renewed, the node that answers has both states at
+/// once, and changes over when the other one deletes the old state (`child_sa.c`, `register_outbound()`): then that one
+/// has the new keys for certain. By flannel's policies, which name no SPI, the kernel would take the newest state at once.
 pub(super) fn load_connection(remote: Ipv4Addr, wanted: &Connection) -> Section {
     let child = Section::default()
         .with_list("local_ts", wanted.subnet.to_string())
@@ -67,7 +74,8 @@ pub(super) fn load_connection(remote: Ipv4Addr, wanted: &Connection) -> Section 
         .with("start_action", "none")
         .with("close_action", "none")
         .with("dpd_action", "restart")
-        .with("policies", "no");
+        .with("policies", "yes")
+        .with("priority", CHARON_PRIORITY.to_string());
     let psk = |id: Ipv4Addr| {
         Section::default()
             .with("auth", "psk")
@@ -91,11 +99,26 @@ pub(super) fn load_connection(remote: Ipv4Addr, wanted: &Connection) -> Section 
     Section::default().with_section(&connection(remote, wanted), config)
 }
 
+/// charon's name for the secret of a connection: it tells later runs of the agent, to whom charon gives no secret, whether
+/// it is another one now. Four bytes of a HMAC: enough to tell two apart, and too little to tell one.
+pub(super) fn secret(remote: Ipv4Addr, wanted: &Connection) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, wanted.psk.expose().as_bytes());
+    let tag = hmac::sign(&key, b"selvage: name of an IPsec secret");
+    let name = connection(remote, wanted);
+    let digits = tag.as_ref().iter().take(4);
+    digits.fold(name + "#", |name, byte| format!("{name}{byte:02x}"))
+}
+
+/// The connection that a secret of that name is for. What flannel or others load has other names.
+pub(super) fn owner(secret: &str) -> &str {
+    secret.split_once('#').map_or(secret, |(name, _)| name)
+}
+
 /// The arguments of `load-shared`. The secret belongs to the peer's name alone: the own one would let it be tried for
 /// every other peer.
 pub(super) fn load_secret(remote: Ipv4Addr, wanted: &Connection) -> Section {
     Section::default()
-        .with("id", connection(remote, wanted))
+        .with("id", secret(remote, wanted))
         .with("type", "IKE")
         .with("data", wanted.psk.expose())
         .with_list("owners", remote.to_string())
@@ -167,7 +190,6 @@ pub(super) mod tests {
             ("mode", "tunnel"),
             ("rekey_time", "1h"),
             ("dpd_action", "restart"),
-            ("policies", "no"),
         ] {
             assert_eq!(child.text(key), Some(value), "{key}");
         }
@@ -175,5 +197,21 @@ pub(super) mod tests {
         let secret = load_secret([10, 193, 37, 216].into(), &wanted());
         assert_eq!(texts(&secret, "owners"), ["10.193.37.216"]);
         assert_eq!(secret.text("data"), Some(&*"swordfish".repeat(11)));
+    }
+
+    #[test]
+    fn a_secrets_name_tells_whose_it_is_and_which() {
+        let remote = [10, 193, 37, 216].into();
+        let renewed = Connection {
+            psk: Secret::new("swordfish".repeat(12)),
+            ..wanted()
+        };
+        let [before, after] = [&wanted(), &renewed].map(|wanted| secret(remote, wanted));
+        assert_eq!(before, secret(remote, &wanted()));
+        assert_ne!(before, after);
+        assert_eq!(before.len(), connection(remote, &wanted()).len() + 9);
+        for id in [&*before, &*after, &*connection(remote, &wanted())] {
+            assert_eq!(owner(id), connection(remote, &wanted()));
+        }
     }
 }

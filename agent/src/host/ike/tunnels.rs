@@ -1,5 +1,7 @@
 //! charon's associations, as `list-sas` reports them, and what they mean for a connection.
 
+use std::collections::BTreeSet;
+
 use super::vici::Section;
 
 /// An association of IKE with its tunnels.
@@ -17,9 +19,26 @@ pub(super) struct Association {
     tunnels: Vec<Child>,
 }
 
+impl Association {
+    /// charon's numbers for the tunnels that cannot carry packets, since the kernel has not both of their states.
+    pub(super) fn stateless(&self, spis: &BTreeSet<u32>) -> impl Iterator<Item = &str> {
+        let tunnels = self.tunnels.iter().filter(|child| child.rests);
+        let lacks = move |child: &&Child| !child.spis.iter().all(|spi| spis.contains(spi));
+        tunnels
+            .filter(lacks)
+            .filter_map(|child| child.id.as_deref())
+    }
+}
+
 /// A tunnel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Child {
+    /// charon's number for it.
+    id: Option<String>,
+    /// The states in the kernel, as far as charon names them.
+    spis: Vec<u32>,
+    /// Whether packets pass, and nothing is about to change.
+    rests: bool,
     /// Whether packets pass.
     carries: bool,
     /// Whether it is being made, or made anew.
@@ -106,7 +125,11 @@ fn read_child(child: &Section) -> Child {
     let number = |name| child.text(name).and_then(|text| text.parse().ok());
     // `child_sa_state_names` of strongSwan's `child_sa.c`.
     let state = child.text("state").unwrap_or_default();
+    let spi = |name| u32::from_str_radix(child.text(name)?, 16).ok();
     Child {
+        id: child.text("uniqueid").map(str::to_owned),
+        spis: ["spi-in", "spi-out"].into_iter().filter_map(spi).collect(),
+        rests: state == "INSTALLED",
         carries: matches!(state, "INSTALLED" | "UPDATING" | "REKEYING"),
         begins: matches!(state, "CREATED" | "INSTALLING" | "RETRYING"),
         received: number("bytes-in").unwrap_or_default(),

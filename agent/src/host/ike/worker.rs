@@ -10,7 +10,7 @@ mod pass;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ use super::client::ViciError;
 use super::tunnels::{Tunnel, TunnelState};
 use crate::base::logging::chain;
 use crate::base::retry::Backoff;
+use crate::host::netlink::Kernel;
 use crate::plan::state::{Change, Connection, Key, Object};
 
 /// How often charon is looked for: often at first, since it starts only when it is asked for.
@@ -194,8 +195,15 @@ pub(crate) async fn remove_all(socket: &Path, networks: &[IpNet]) -> Result<bool
         session => session?,
     };
     let now = Instant::now();
-    session.pass(&Wanted::new(), networks, now).await?;
+    session.pass(&Wanted::new(), networks, None, now).await?;
     Ok(true)
+}
+
+/// The SPIs of the kernel's states; `None` if they cannot be listed.
+async fn spis() -> Option<BTreeSet<u32>> {
+    let listed = Kernel::spis().await;
+    let listed = listed.inspect_err(|error| debug!("{}", chain(error)));
+    listed.ok().flatten()
 }
 
 /// The task.
@@ -242,7 +250,10 @@ impl Keeper {
                 wanted, networks, ..
             } = self.shared.lock().clone();
             let start = Instant::now();
-            let passed = session.pass(&wanted, &networks, start).await?;
+            let spis = spis().await;
+            let passed = session
+                .pass(&wanted, &networks, spis.as_ref(), start)
+                .await?;
             pauses.reset();
             self.silent_since = None;
             self.has_answered = true;

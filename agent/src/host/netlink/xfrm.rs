@@ -1,13 +1,15 @@
 //! IPsec's policies, over the kernel's `NETLINK_XFRM`: `ip xfrm policy`.
 //!
 //! Policies of peers have flannel's form, so that its policies and ours are the same: priority 0, one template with
-//! reqid 11. Those without a template are ours by their priorities. Policies with a mark or an interface ID, of sockets,
+//! reqid 11. While there is a tunnel, charon's are in their place (`host::ike`), and as good: what is set here is for when
+//! there is neither. Those without a template are ours by their priorities. Policies with a mark or an interface ID, of sockets,
 //! for single protocols or outside of the overlay networks are other programs', except those from a host to the networks.
 
 mod encode;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
@@ -17,7 +19,7 @@ use rtnetlink::packet_core::{
 };
 
 use super::message::{Request, Verb};
-use super::socket::{Protocol, Socket};
+use super::socket::{Dump, Protocol, Socket};
 use super::{Kernel, KernelError, Observed, Refused};
 use crate::plan::state::{Change, Key, Object, Scope};
 
@@ -26,6 +28,9 @@ pub(super) const NETLINK_XFRM: isize = 6;
 
 /// `XFRMNLGRP_POLICY` of linux/xfrm.h: notifications about policies.
 pub(super) const POLICY_GROUP: u32 = 4;
+
+/// The priority of the policies that charon sets: the next after those of flannel's form, and before all others.
+pub(crate) const CHARON_PRIORITY: u32 = 1;
 
 /// `XFRM_MSG_…` of linux/xfrm.h.
 const DELETE_STATE: u16 = 0x11;
@@ -181,7 +186,42 @@ impl Kernel {
     }
 }
 
+impl Client {
+    /// The states of tunnels.
+    async fn states(&mut self) -> Result<Dump<encode::State>, KernelError> {
+        let socket = match self.socket() {
+            Err(error) if is_unsupported(&error) => {
+                return Ok(Dump {
+                    items: Vec::new(),
+                    complete: true,
+                });
+            }
+            socket => socket?,
+        };
+        let request = XfrmMessage {
+            kind: GET_STATE,
+            payload: Vec::new(),
+        };
+        let states = socket.dump("states of IPsec", request, |message| {
+            encode::read_state(&message.payload)
+        });
+        states.await
+    }
+}
+
 impl Kernel {
+    /// The SPIs of all tunnels that have keys, of both directions; `None` if others' changes hindered the listing.
+    ///
+    /// # Errors
+    ///
+    /// The netlink exchange with the kernel failed.
+    pub(crate) async fn spis() -> Result<Option<BTreeSet<u32>>, KernelError> {
+        let states = Client::default().states().await?;
+        let keyed = states.items.iter().filter(|state| state.has_keys);
+        let spis = keyed.map(|state| u32::from_be_bytes(state.spi)).collect();
+        Ok(states.complete.then_some(spis))
+    }
+
     /// Deletes the states of tunnels with these nodes. charon does so itself, unless it has ended.
     ///
     /// # Errors
@@ -191,18 +231,11 @@ impl Kernel {
         if peers.is_empty() {
             return Ok(());
         }
-        let socket = match self.xfrm.socket() {
-            Err(error) if is_unsupported(&error) => return Ok(()),
-            socket => socket?,
-        };
-        let request = XfrmMessage {
-            kind: GET_STATE,
-            payload: Vec::new(),
-        };
-        let states = socket.dump("states of IPsec", request, |message| {
-            let state = encode::read_state(&message.payload);
-            state.filter(|state| peers.contains(&state.from) || peers.contains(&state.to))
-        });
+        let mut states = self.xfrm.states().await?.items;
+        states.retain(|state| peers.contains(&state.from) || peers.contains(&state.to));
+        if states.is_empty() {
+            return Ok(());
+        }
         let delete = |state: encode::State| {
             let message = XfrmMessage {
                 kind: DELETE_STATE,
@@ -210,9 +243,9 @@ impl Kernel {
             };
             Request::new(Verb::Plain, message)
         };
-        let requests: Vec<_> = states.await?.items.into_iter().map(delete).collect();
+        let requests: Vec<_> = states.into_iter().map(delete).collect();
         // One that is gone already is no error.
-        socket.batch(&requests).await.map(drop)
+        self.xfrm.socket()?.batch(&requests).await.map(drop)
     }
 }
 

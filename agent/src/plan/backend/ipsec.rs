@@ -9,6 +9,9 @@
 //! | two policies from the host's own address | to the network all is blocked, to the own subnet all passes | likewise |
 //! | route to the network | over the underlay device | flannel relies on the default route |
 //!
+//! While there is a tunnel, charon's policies are in the place of the peer's, and name its SPI, so that no packet is lost when
+//! keys are renewed.
+//!
 //! Without a policy a packet would leave in plain text: flannel's do once a peer's lease is gone. The last three kinds are
 //! left out where the underlay is inside the network, since its hosts must be reached; then each peer has a route.
 //!
@@ -308,6 +311,8 @@ impl Backend for IpsecBackend {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::plan::backend::plan::Plan;
     use crate::plan::backend::vxlan::tests::{lease, underlay};
@@ -492,8 +497,9 @@ mod tests {
     #[test]
     fn two_nodes_at_one_address_are_told_apart_by_age() {
         let backend = backend("");
-        let (old, young) = (peer(1, [192, 0, 2, 7]), peer(2, [192, 0, 2, 7]));
-        let mut plan = Plan::new(&backend, &own(), [&young, &old]);
+        let [old, young] = [1, 2].map(|n| Arc::new(peer(n, [192, 0, 2, 7])));
+        let peers = [Arc::clone(&young), Arc::clone(&old)];
+        let mut plan = Plan::new(Arc::new(backend), &own(), peers);
         assert_eq!(plan.accepted(), 1);
         assert_eq!(
             plan.refusal(&young.key).unwrap().to_string(),

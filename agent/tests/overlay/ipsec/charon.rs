@@ -24,6 +24,18 @@ pub(super) fn has_esp() -> bool {
     command.output().expect("ip").status.success()
 }
 
+/// What gets new keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Renewed {
+    /// IKE's association.
+    Association,
+    /// The tunnel.
+    Tunnel,
+}
+
+/// The name of the tunnel that [`Charon::load_flannels`] loads.
+const FLANNELS_TUNNEL: &str = "tunnel";
+
 pub(super) struct Charon {
     namespace: Arc<Namespace>,
     directory: TempDir,
@@ -197,7 +209,7 @@ impl Charon {
    auth = psk
   }}
   children {{
-   tunnel {{
+   {FLANNELS_TUNNEL} {{
     local_ts = {subnet}
     remote_ts = {peer_subnet}
     esp_proposals = aes128gcm16-sha256-prfsha256-ecp256
@@ -238,9 +250,39 @@ secrets {{
         assert!(!self.connections().is_empty(), "{}", self.said());
     }
 
+    /// Gives the tunnel of its one connection new keys, or the association that the tunnel belongs to.
+    pub(super) fn renew(&self, what: Renewed) {
+        let name = self.connections().pop().expect("a connection");
+        let order = match what {
+            Renewed::Association => format!("--rekey --ike {name}"),
+            Renewed::Tunnel => format!("--rekey --child {}", tunnel_of(&name)),
+        };
+        let before = self.renewals(what);
+        self.swanctl(&order);
+        wait_until("new keys", || self.renewals(what) > before);
+    }
+
+    /// How often that was done, at either end's request, by the log.
+    fn renewals(&self, what: Renewed) -> usize {
+        let line = match what {
+            Renewed::Association => "rekeyed between",
+            // With the state for packets that leave.
+            Renewed::Tunnel => "outbound CHILD_SA",
+        };
+        self.said().matches(line).count()
+    }
+
     /// Its log.
     pub(super) fn said(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
+    }
+}
+
+/// The name of a connection's tunnel: the subnets of `PUBLIC-SUBNET-SUBNET-PUBLIC`. The double of a flannel node has another.
+fn tunnel_of(connection: &str) -> String {
+    match connection.split('-').collect::<Vec<_>>()[..] {
+        [_, own, other, _] => format!("{own}-{other}"),
+        _ => FLANNELS_TUNNEL.to_owned(),
     }
 }
 

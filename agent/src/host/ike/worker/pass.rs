@@ -1,5 +1,8 @@
 //! One comparison of what is wanted of charon with what it has.
 
+mod left;
+mod stateless;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -33,12 +36,16 @@ pub(super) struct Session {
     surveyed: bool,
     /// What was loaded, by name.
     loaded: BTreeMap<String, Loaded>,
+    /// charon's names for the secrets that it has of ours, an earlier run's too, by connection.
+    secrets: BTreeMap<String, BTreeSet<String>>,
     /// What charon refused to load, by name.
     refused: BTreeMap<String, Refusal>,
     /// When to begin the tunnels that are not there.
     attempts: BTreeMap<String, Attempt>,
     /// The connections whose new secret was not used yet.
     proofs: BTreeMap<String, Proof>,
+    /// charon's numbers for the tunnels that the kernel had no states of.
+    stateless: BTreeSet<String>,
 }
 
 /// What charon has.
@@ -99,9 +106,11 @@ impl Session {
             version: answer.text("version").unwrap_or("unknown").to_owned(),
             surveyed: false,
             loaded: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             refused: BTreeMap::new(),
             attempts: BTreeMap::new(),
             proofs: BTreeMap::new(),
+            stateless: BTreeSet::new(),
         })
     }
 
@@ -115,7 +124,8 @@ impl Session {
         self.client.closed().await
     }
 
-    /// Brings charon's state closer to the wanted one. Not cancel-safe: drop the session afterwards.
+    /// Brings charon's state closer to the wanted one. `spis` are those of the kernel's states shortly before, if they are
+    /// known. Not cancel-safe: drop the session afterwards.
     ///
     /// # Errors
     ///
@@ -124,6 +134,7 @@ impl Session {
         &mut self,
         wanted: &Wanted,
         networks: &[IpNet],
+        spis: Option<&BTreeSet<u32>>,
         now: Instant,
     ) -> Result<Passed, ViciError> {
         let mut passed = Passed::default();
@@ -143,6 +154,7 @@ impl Session {
             }
         }
         let associations = self.associations(&wanted, networks).await?;
+        self.end_stateless(&associations, spis).await?;
         for (name, (peer, connection)) in &wanted {
             let own = associations.iter().filter(|sa| sa.connection == *name);
             if renewed.contains(&name.as_str()) {
@@ -172,23 +184,18 @@ impl Session {
         wanted: &BTreeMap<String, (Ipv4Addr, &Connection)>,
         networks: &[IpNet],
     ) -> Result<(), ViciError> {
-        // Of what charon refused it may have the secret.
-        let known = self.loaded.keys().chain(self.refused.keys());
-        let mut others: BTreeSet<String> = known.cloned().collect();
+        let mut others = BTreeSet::new();
         if !self.surveyed {
-            let there = self.client.call("get-conns", Section::default()).await?;
-            let ours = there.texts("conns");
-            others.extend(
-                ours.filter(|name| names::is_ours(name, networks))
-                    .map(Into::into),
-            );
+            others = self.survey(networks).await?;
             self.surveyed = true;
         }
+        // Of what charon refused it may have the secret.
+        others.extend(self.loaded.keys().chain(self.secrets.keys()).cloned());
         others.retain(|name| !wanted.contains_key(name));
         for name in others {
             let by = |key| Section::default().with(key, &name);
             self.try_order("unload-conn", &name, by("name")).await?;
-            self.try_order("unload-shared", &name, by("id")).await?;
+            self.unload_secrets(&name, None).await?;
             self.try_order("terminate", &name, ended(by("ike"))).await?;
             self.loaded.remove(&name);
         }
@@ -226,10 +233,9 @@ impl Session {
         } else {
             next.take(now);
         }
-        let is_renewed = before.is_some_and(|it| it.connection.psk != connection.psk);
         let is_same = before.is_some_and(|it| it.connection == *connection);
-        match self.order_load(name, peer, connection).await {
-            Ok(()) => {}
+        let is_renewed = match self.order_load(name, peer, connection).await {
+            Ok(is_renewed) => is_renewed,
             Err(error) if error.is_refusal() => {
                 let refusal = Refusal {
                     connection: connection.clone(),
@@ -240,7 +246,7 @@ impl Session {
                 return Ok(false);
             }
             Err(error) => return Err(error),
-        }
+        };
         let loaded = Loaded {
             connection: connection.clone(),
             doubtful: false,
@@ -252,16 +258,21 @@ impl Session {
         Ok(is_renewed)
     }
 
+    /// Returns whether the secret takes the place of another one.
     async fn order_load(
         &mut self,
         name: &str,
         peer: Ipv4Addr,
         connection: &Connection,
-    ) -> Result<(), ViciError> {
+    ) -> Result<bool, ViciError> {
         let secret = names::load_secret(peer, connection);
         self.client.order("load-shared", name, secret).await?;
+        let id = names::secret(peer, connection);
+        let ids = self.secrets.entry(name.to_owned()).or_default();
+        ids.insert(id.clone());
         let config = names::load_connection(peer, connection);
-        self.client.order("load-conn", name, config).await
+        self.client.order("load-conn", name, config).await?;
+        self.unload_secrets(name, Some(&id)).await
     }
 
     /// Has the nodes of a connection prove to each other that they have its new secret, until they have. The tunnel stays

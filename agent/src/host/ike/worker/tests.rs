@@ -1,13 +1,13 @@
 //! The worker, against a charon of our own that has no network and no kernel.
 
+mod charon;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
+use self::charon::{Charon, State};
 use super::super::names;
 use super::super::names::tests::wanted;
 use super::super::vici::{Packet, Section};
@@ -19,188 +19,6 @@ const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 193, 37, 216);
 
 fn networks() -> Vec<IpNet> {
     vec!["172.17.0.0/16".parse().unwrap()]
-}
-
-/// What this charon has, and what it was told.
-#[derive(Debug, Default)]
-struct State {
-    connections: BTreeMap<String, Section>,
-    secrets: BTreeMap<String, String>,
-    /// Associations by connection, with the state of IKE.
-    associations: BTreeMap<String, String>,
-    /// How often they were made anew, by connection.
-    renewed: BTreeMap<String, u32>,
-    /// How many attempts of it fail first, as if the peer had another secret.
-    unproved: u32,
-    orders: Vec<String>,
-    /// Commands that it refuses.
-    refuses: Option<&'static str>,
-    /// How often it did.
-    refusals: u32,
-}
-
-struct Charon {
-    directory: TempDir,
-    state: Arc<Mutex<State>>,
-    task: JoinSet<()>,
-}
-
-impl Charon {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        Self {
-            directory,
-            state: Arc::default(),
-            task: JoinSet::new(),
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("charon.vici")
-    }
-
-    fn start(&mut self) {
-        let listener = UnixListener::bind(self.socket()).unwrap();
-        let state = Arc::clone(&self.state);
-        self.task.spawn(async move {
-            let mut clients = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                clients.spawn(serve(stream, Arc::clone(&state)));
-            }
-        });
-    }
-
-    /// Ends it, and with it all that it has in memory.
-    fn kill(&mut self) {
-        self.task = JoinSet::new();
-        *self.state() = State::default();
-        fs::remove_file(self.socket()).unwrap();
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
-    }
-
-    fn worker(&self) -> Worker {
-        let worker = Worker::start(&self.socket(), self.directory.path());
-        worker.set_networks(&networks());
-        worker
-    }
-
-    async fn until(&self, what: &str, holds: impl Fn(&State) -> bool) {
-        let wait = async {
-            while !holds(&self.state()) {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if timeout(Duration::from_secs(15), wait).await.is_err() {
-            panic!("{what}: {:?}", self.state());
-        }
-    }
-}
-
-async fn serve(mut stream: UnixStream, state: Arc<Mutex<State>>) {
-    loop {
-        let Ok(length) = stream.read_u32().await else {
-            return;
-        };
-        let mut bytes = vec![0; length.try_into().unwrap()];
-        stream.read_exact(&mut bytes).await.unwrap();
-        let answers = match Packet::read(&bytes).unwrap() {
-            Packet::Register(_) => vec![Packet::Confirm],
-            Packet::Request(command, arguments) => {
-                state.lock().unwrap().answer(&command, &arguments)
-            }
-            other => panic!("{other:?}"),
-        };
-        for answer in answers {
-            let bytes = answer.write().unwrap();
-            stream
-                .write_u32(bytes.len().try_into().unwrap())
-                .await
-                .unwrap();
-            stream.write_all(&bytes).await.unwrap();
-        }
-    }
-}
-
-impl State {
-    fn answer(&mut self, command: &str, arguments: &Section) -> Vec<Packet> {
-        let text = |name: &str| arguments.text(name).unwrap_or_default().to_owned();
-        let response = |section| vec![Packet::Response(section)];
-        if self.refuses == Some(command) {
-            self.refusals += 1;
-            let refusal = Section::default()
-                .with("success", "no")
-                .with("errmsg", "no such luck");
-            return response(refusal);
-        }
-        let known = match command {
-            "version" => return response(Section::default().with("version", "5.9.8")),
-            "get-conns" => {
-                let names = self.connections.keys();
-                let list = names.fold(Section::default(), |list, name| {
-                    list.with_list("conns", name)
-                });
-                return response(list);
-            }
-            "list-sas" => {
-                let events = self.associations.iter().map(|(name, state)| {
-                    let renewed = self.renewed.get(name).copied().unwrap_or_default();
-                    let sa = Section::default()
-                        .with("uniqueid", format!("{name}#{renewed}"))
-                        .with("state", state);
-                    let child = Section::default().with("state", "INSTALLED");
-                    let children = Section::default().with_section("child-1", child);
-                    let sa = sa.with_section("child-sas", children);
-                    let event = Section::default().with_section(name, sa);
-                    Packet::Event("list-sa".to_owned(), event)
-                });
-                let end = Packet::Response(Section::default());
-                return events.chain([end]).collect();
-            }
-            "load-conn" => {
-                let (name, config) = arguments.sections().next().unwrap();
-                self.connections.insert(name.to_owned(), config.clone());
-                true
-            }
-            "load-shared" => {
-                self.secrets.insert(text("id"), text("data"));
-                true
-            }
-            "unload-conn" => self.connections.remove(&text("name")).is_some(),
-            "unload-shared" => self.secrets.remove(&text("id")).is_some(),
-            "initiate" => {
-                let is_known = self.connections.contains_key(&text("ike"));
-                if is_known {
-                    let state = "ESTABLISHED".to_owned();
-                    self.associations.insert(text("ike"), state);
-                }
-                is_known
-            }
-            "terminate" => {
-                let id = text("ike-id");
-                let by_id = id.split_once('#');
-                let by_id = by_id
-                    .and_then(|(name, _)| self.associations.remove(name))
-                    .is_some();
-                self.associations.remove(&text("ike")).is_some() || by_id
-            }
-            "rekey" => {
-                match self.unproved.checked_sub(1) {
-                    Some(left) => self.unproved = left,
-                    None => *self.renewed.entry(text("ike")).or_default() += 1,
-                }
-                self.associations.contains_key(&text("ike"))
-            }
-            other => panic!("{other}"),
-        };
-        let about = ["ike", "ike-id", "name", "id"].iter().map(|key| text(key));
-        let about = about.fold(String::new(), |about, text| about + &text);
-        self.orders.push(format!("{command} {about}"));
-        let success = if known { "yes" } else { "no" };
-        response(Section::default().with("success", success))
-    }
 }
 
 fn set(peer: Ipv4Addr, connection: &Connection) -> Change {
@@ -231,6 +49,11 @@ async fn until_trouble(worker: &Worker, what: &str, fits: impl Fn(Option<&str>) 
     }
 }
 
+/// charon's name for the secret of a connection with [`REMOTE`].
+fn secret(connection: &Connection) -> String {
+    names::secret(REMOTE, connection)
+}
+
 fn name() -> String {
     names::connection(REMOTE, &wanted())
 }
@@ -244,7 +67,10 @@ async fn what_is_wanted_is_loaded_and_begun_and_goes_with_the_peer() {
     charon
         .until("a tunnel", |state| state.associations.contains_key(&name()))
         .await;
-    assert_eq!(charon.state().secrets[&name()], "swordfish".repeat(11));
+    assert_eq!(
+        charon.state().secrets[&secret(&wanted())],
+        "swordfish".repeat(11)
+    );
     assert_eq!(worker.observe().len(), 1);
     assert!(charon.directory.path().join(REQUEST).exists());
     worker.apply(&[del(REMOTE)]);
@@ -326,7 +152,8 @@ async fn a_new_secret_is_loaded_and_both_prove_that_they_have_it() {
         .until("proof", |state| state.orders.contains(&order))
         .await;
     let state = charon.state();
-    assert_eq!(state.secrets[&name()], "p".repeat(96));
+    let secrets: Vec<_> = state.secrets.iter().collect();
+    assert_eq!(secrets, [(&secret(&renewed), &"p".repeat(96))]);
     // The tunnel stays meanwhile.
     assert!(
         !state
@@ -424,7 +251,7 @@ async fn ten_minutes(session: &mut Session, wanted: &Wanted, start: Instant) -> 
     let mut passed = Passed::default();
     for second in (0..600).step_by(2) {
         let now = start + Duration::from_secs(second);
-        passed = session.pass(wanted, &networks(), now).await.unwrap();
+        passed = session.pass(wanted, &networks(), None, now).await.unwrap();
     }
     passed
 }
@@ -450,7 +277,7 @@ async fn what_charon_refuses_is_tried_again_ever_later_and_reported_meanwhile() 
         }
         charon.state().refuses = None;
         let now = start + Duration::from_secs(600);
-        let passed = session.pass(&wanted, &networks(), now).await.unwrap();
+        let passed = session.pass(&wanted, &networks(), None, now).await.unwrap();
         assert!(passed.refusal.is_none(), "{command}");
         assert!(
             charon.state().associations.contains_key(&name()),
@@ -467,10 +294,13 @@ async fn of_a_connection_that_charon_refused_no_secret_is_left() {
     let mut session = Session::open(&charon.socket()).await.unwrap();
     let now = Instant::now();
     let wanted = Wanted::from([(REMOTE, wanted())]);
-    session.pass(&wanted, &networks(), now).await.unwrap();
+    session.pass(&wanted, &networks(), None, now).await.unwrap();
     assert_eq!(charon.state().secrets.len(), 1);
     let nothing = Wanted::new();
-    session.pass(&nothing, &networks(), now).await.unwrap();
+    session
+        .pass(&nothing, &networks(), None, now)
+        .await
+        .unwrap();
     assert!(charon.state().secrets.is_empty());
 }
 
@@ -481,7 +311,10 @@ async fn proof_of_a_new_secret_is_asked_for_until_the_peer_has_it_too() {
     let mut session = Session::open(&charon.socket()).await.unwrap();
     let mut wanted = Wanted::from([(REMOTE, wanted())]);
     let start = Instant::now();
-    session.pass(&wanted, &networks(), start).await.unwrap();
+    session
+        .pass(&wanted, &networks(), None, start)
+        .await
+        .unwrap();
     if let Some(connection) = wanted.get_mut(&REMOTE) {
         connection.psk = Secret::new("p".repeat(96));
     }
@@ -494,6 +327,79 @@ async fn proof_of_a_new_secret_is_asked_for_until_the_peer_has_it_too() {
     };
     assert_eq!((count("rekey"), state.renewed[&name()]), (5, 1));
     assert_eq!((count("terminate"), count("initiate")), (0, 1));
+}
+
+/// The agent was stopped or killed meanwhile.
+#[tokio::test]
+async fn a_secret_that_changed_between_two_runs_is_proved_too() {
+    let mut charon = Charon::new();
+    charon.start();
+    let mut wanted = Wanted::from([(REMOTE, wanted())]);
+    let now = Instant::now();
+    for (psk, renewals) in [
+        (None, 0),
+        (None, 0),
+        (Some("p"), 1),
+        (None, 0),
+        (Some("q"), 1),
+    ] {
+        if let (Some(psk), Some(connection)) = (psk, wanted.get_mut(&REMOTE)) {
+            connection.psk = Secret::new(psk.repeat(96));
+        }
+        charon.state().orders.clear();
+        let mut session = Session::open(&charon.socket()).await.unwrap();
+        for _ in 0..3 {
+            session.pass(&wanted, &networks(), None, now).await.unwrap();
+        }
+        let state = charon.state();
+        let orders = state.orders.iter();
+        let rekeys = orders.filter(|order| order.starts_with("rekey"));
+        assert_eq!(rekeys.count(), renewals, "{psk:?}: {state:?}");
+        let ids: Vec<_> = state.secrets.keys().cloned().collect();
+        assert_eq!(ids, [secret(&wanted[&REMOTE])]);
+    }
+    // Nobody else's.
+    charon
+        .state()
+        .secrets
+        .insert("office".to_owned(), String::new());
+    assert!(remove_all(&charon.socket(), &networks()).await.unwrap());
+    assert_eq!(
+        charon.state().secrets.keys().collect::<Vec<_>>(),
+        ["office"]
+    );
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_states_somebody_deleted_is_made_again() {
+    let mut charon = Charon::new();
+    charon.state().names_states = true;
+    charon.start();
+    let mut session = Session::open(&charon.socket()).await.unwrap();
+    let wanted = Wanted::from([(REMOTE, wanted())]);
+    let now = Instant::now();
+    let both = BTreeSet::from([0xc417_26d2, 0x0a0b_0c0d, 7]);
+    let one = BTreeSet::from([0x0a0b_0c0d]);
+    let end = format!("terminate {}+0", name());
+    // Once it may be that the keys were being renewed.
+    for (spis, ended) in [
+        (Some(&both), false),
+        (Some(&one), false),
+        (Some(&both), false),
+        (Some(&one), false),
+        (None, false),
+        (Some(&one), false),
+        (Some(&one), true),
+    ] {
+        session.pass(&wanted, &networks(), spis, now).await.unwrap();
+        let orders = charon.state().orders.clone();
+        assert_eq!(orders.contains(&end), ended, "{orders:?}");
+    }
+    session
+        .pass(&wanted, &networks(), Some(&both), now)
+        .await
+        .unwrap();
+    assert!(charon.state().associations.contains_key(&name()));
 }
 
 /// A change of what is wanted, or of what charon has.
@@ -561,7 +467,7 @@ proptest! {
                         charon.state().associations.remove(&name);
                     },
                     Step::Pass => {
-                        session.pass(&wanted, &networks(), Instant::now()).await.unwrap();
+                        session.pass(&wanted, &networks(), None, Instant::now()).await.unwrap();
                     }
                 }
             }
@@ -569,7 +475,7 @@ proptest! {
             let mut now = Instant::now();
             for _ in 0..3 {
                 now += Duration::from_secs(120);
-                session.pass(&wanted, &networks(), now).await.unwrap();
+                session.pass(&wanted, &networks(), None, now).await.unwrap();
             }
             let expected: Vec<String> =
                 wanted.iter().map(|(peer, found)| names::connection(*peer, found)).collect();

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! `xfrm_userpolicy_id` (64) is a selector, an index of 4 bytes and a direction. Of `xfrm_usersa_info` (224) only these are
-//! read: daddr at 56, spi at 72, proto at 76, saddr at 80, reqid at 208, family at 212, mode at 214. `xfrm_usersa_id` (24) is
+//! read, and the names of its attributes: daddr at 56, spi at 72, proto at 76, saddr at 80, reqid at 208, family at 212, mode at 214. `xfrm_usersa_id` (24) is
 //! daddr (16), spi (4), family (2), proto and a byte unused.
 
 use std::net::Ipv4Addr;
@@ -21,6 +21,7 @@ use std::net::Ipv4Addr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::super::generic::{Attributes, attributes};
+use super::CHARON_PRIORITY;
 use crate::plan::state::{Direction, Key, Object, Policy};
 
 const SELECTOR_LEN: usize = 56;
@@ -32,8 +33,10 @@ const STATE_LEN: usize = 224;
 const AF_INET: u16 = 2;
 
 /// `XFRMA_…` of linux/xfrm.h.
+const XFRMA_ALG_CRYPT: u16 = 2;
 const XFRMA_TMPL: u16 = 5;
 const XFRMA_POLICY_TYPE: u16 = 16;
+const XFRMA_ALG_AEAD: u16 = 18;
 const XFRMA_MARK: u16 = 21;
 const XFRMA_IF_ID: u16 = 31;
 
@@ -128,11 +131,13 @@ pub(super) struct State {
     pub(super) to: Ipv4Addr,
     /// In network order, as the kernel has it.
     pub(super) spi: [u8; 4],
+    /// Whether it has keys. One that has none stands for a negotiation, or for the wish for one.
+    pub(super) has_keys: bool,
 }
 
 /// Reads a `xfrm_usersa_info`, if it is such a state.
 pub(super) fn read_state(payload: &[u8]) -> Option<State> {
-    let fixed = payload.first_chunk::<STATE_LEN>()?;
+    let (fixed, rest) = payload.split_first_chunk::<STATE_LEN>()?;
     let reqid = u32::from_ne_bytes(*fixed[208..].first_chunk()?);
     let is_ours = reqid == REQID
         && (fixed[76], fixed[214]) == (ESP, TUNNEL)
@@ -141,6 +146,8 @@ pub(super) fn read_state(payload: &[u8]) -> Option<State> {
         from: Ipv4Addr::from(*fixed[80..].first_chunk::<4>()?),
         to: Ipv4Addr::from(*fixed[56..].first_chunk::<4>()?),
         spi: *fixed[72..].first_chunk()?,
+        has_keys: attributes(rest)
+            .any(|(kind, _)| matches!(kind, XFRMA_ALG_CRYPT | XFRMA_ALG_AEAD)),
     })
     .filter(|_| is_ours)
 }
@@ -231,7 +238,8 @@ fn read_selector(bytes: &[u8; POLICY_LEN]) -> Option<(Ipv4Net, Ipv4Net)> {
     Some((from, to))
 }
 
-/// A policy with templates: ours if there is one, with flannel's reqid.
+/// A policy with templates: ours if there is one, with flannel's reqid. In the place of one of flannel's form there may be
+/// charon's for the present tunnel, which the kernel takes for no other state than that of its SPI.
 fn read_template(templates: &[u8], priority: u32, action: u8) -> Option<Object> {
     let template: &[u8; TEMPLATE_LEN] = templates.try_into().ok()?;
     let reqid = u32::from_ne_bytes(*template[44..].first_chunk()?);
@@ -241,10 +249,11 @@ fn read_template(templates: &[u8], priority: u32, action: u8) -> Option<Object> 
     let address = |at: usize| Some(Ipv4Addr::from(*template[at..].first_chunk::<4>()?));
     let (from, to) = (address(28)?, address(0)?);
     // Share and the algorithms have no effect in the kernel, or ours allow more.
-    let is_ours = template[16..20] == [0; 4]
-        && template[24..26] == AF_INET.to_ne_bytes()
+    let is_any_state = template[16..20] == [0; 4];
+    let is_ours = template[24..26] == AF_INET.to_ne_bytes()
         && (template[48], template[50]) == (TUNNEL, 0)
-        && (priority, action) == (0, ALLOW);
+        && action == ALLOW
+        && (priority == CHARON_PRIORITY || (priority == 0 && is_any_state));
     Some(match is_ours {
         true => Object::Policy(Policy::Tunnel { from, to }),
         false => Object::Odd,

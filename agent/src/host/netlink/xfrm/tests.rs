@@ -135,6 +135,26 @@ fn a_hosts_policies_are_ours_by_their_priorities() {
     assert_eq!(encode::read(&elsewhere, &networks()), None);
 }
 
+/// charon's `add_policy_internal()`: an SPI for packets that leave, and none for those that come.
+#[test]
+fn charons_policies_stand_for_ours() {
+    let with = |priority, spi: [u8; 4]| {
+        let mut payload = listed(tunnel());
+        payload[152..156].copy_from_slice(&u32::to_ne_bytes(priority));
+        payload[168 + 4 + 16..][..4].copy_from_slice(&spi);
+        read(&payload)
+    };
+    let spi = [0xc4, 0x17, 0x26, 0xd2];
+    assert_eq!(with(CHARON_PRIORITY, spi), Some(Object::Policy(tunnel())));
+    assert_eq!(
+        with(CHARON_PRIORITY, [0; 4]),
+        Some(Object::Policy(tunnel()))
+    );
+    // Of somebody else, who has a state of his own.
+    assert_eq!(with(0, spi), Some(Object::Odd));
+    assert_eq!(with(CHARON_PRIORITY + 1, spi), Some(Object::Odd));
+}
+
 #[test]
 fn ours_of_another_form_are_set_again() {
     for (at, byte) in [(152, 7), (161, 1), (168 + 4 + 48, 0), (168 + 4 + 50, 1)] {
@@ -183,6 +203,13 @@ fn a_state_of_a_tunnel_is_found_and_named() {
     payload[212] = 2;
     payload[214] = 1;
     let state = encode::read_state(&payload).unwrap();
+    assert!(!state.has_keys);
+    // `XFRMA_ALG_AEAD` with no more than its name, and `XFRMA_MARK`.
+    for (kind, has_keys) in [(18, true), (2, true), (21, false)] {
+        let attribute = [8, 0, kind, 0, b'r', b'f', b'c', 0];
+        let with = encode::read_state(&[&payload[..], &attribute].concat()).unwrap();
+        assert_eq!(with, encode::State { has_keys, ..state });
+    }
     assert_eq!(state.from, Ipv4Addr::new(10, 193, 37, 153));
     let id = encode::state_id(state);
     assert_eq!(id[..4], [10, 193, 37, 216]);

@@ -453,6 +453,11 @@ impl Agent {
 }
 
 impl Store {
+    /// Whether the subnet is a podCIDR, which belongs to the node.
+    pub(crate) fn is_kubernetes(&self) -> bool {
+        self.kind == "kubernetes"
+    }
+
     /// The store in the settings; nothing else is known about it.
     pub(crate) fn of_settings(settings: &Settings) -> Self {
         let (etcd, remote, kubernetes) = (&settings.etcd, &settings.remote, &settings.kubernetes);

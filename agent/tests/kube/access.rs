@@ -123,7 +123,7 @@ async fn a_pod_is_asked_for_its_node_once() {
     assert!(KubeStore::new(&files.settings, files.surroundings.clone()).is_err());
 }
 
-fn acceptor(authority: &Authority) -> TlsAcceptor {
+pub(crate) fn acceptor(authority: &Authority) -> TlsAcceptor {
     let read = |name: &str| fs::read(authority.path(name)).unwrap();
     let certificate = CertificateDer::from_pem_slice(&read("server.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_slice(&read("server.key")).unwrap();

@@ -10,6 +10,7 @@
 use std::path::PathBuf;
 
 use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
 
 use crate::host::Host;
 use crate::namespace::Namespace;
@@ -30,6 +31,11 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) fn start(config: &str) -> Self {
+        Self::start_with(config, None)
+    }
+
+    /// The same, with TLS if there is an acceptor.
+    pub(crate) fn start_with(config: &str, tls: Option<TlsAcceptor>) -> Self {
         let switch = Namespace::new();
         switch.ip("link add switch type bridge");
         switch.ip("link set switch up");
@@ -39,7 +45,7 @@ impl Fleet {
         namespace.ip("address add 10.77.0.1/24 dev eth0");
         namespace.ip("link set eth0 up");
         let fleet = Self {
-            server: ApiServer::start_in(&namespace, "10.77.0.1:8001"),
+            server: ApiServer::start_in_with(&namespace, "10.77.0.1:8001", tls),
             switch,
             _namespace: namespace,
             directory: tempfile::tempdir().expect("a directory"),

@@ -21,7 +21,8 @@ fn publish(store: &mut KubeStore, up: bool, faults: &[(&'static str, &str)]) {
     });
 }
 
-async fn wait(
+/// Waits until the cluster has what it should, beside the store's tasks.
+pub(crate) async fn wait(
     server: &ApiServer,
     what: &'static str,
     holds: impl Fn(&Cluster) -> bool + Send + 'static,

@@ -12,10 +12,11 @@
 //! | `refused` | what keeps it waiting |
 //! | `herald` | the node's condition, and events |
 //! | `access` | tokens, certificates, pods |
-//! | `rights` | the rights that a node needs, of a real server |
+//! | `rights` | the rights that a node needs |
 //! | `survey` | what the doctor asks |
 //! | `migrate` | `selvage migrate`, before clusters with flannel's manifests of several times and makers |
 //! | `start` | thousands of nodes that start together |
+//! | `waiting` | what keeps a whole host waiting, as its operator sees it; needs root |
 //! | `hosts` | whole hosts with the real agent and kernel, in network namespaces: these need root |
 //! | `services` | Services beside our rules, with pods by the real CNI plugins; need root, too |
 //! | `policies` | network policies beside our rules, likewise |
@@ -50,6 +51,7 @@ mod policies;
 mod proxy;
 mod publish;
 mod queue;
+mod rbac;
 mod real;
 mod refused;
 mod rights;
@@ -60,3 +62,4 @@ mod stream;
 mod survey;
 #[path = "../overlay/wait.rs"]
 mod wait;
+mod waiting;

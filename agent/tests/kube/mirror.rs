@@ -22,6 +22,9 @@ pub(crate) fn read(real: &Real, cluster: &mut Cluster) {
         .expect("a revision");
     let list = real.must(Method::GET, "/api/v1/namespaces/default/events", None);
     cluster.events = list["items"].as_array().expect("events").clone();
+    // A real server has events of its own, of how it started.
+    let is_ours = |event: &Value| event["source"]["component"] == "selvage";
+    cluster.events.retain(is_ours);
     cluster.events.sort_by_key(|event| {
         let revision = event["metadata"]["resourceVersion"]
             .as_str()

@@ -1,10 +1,12 @@
 //! Lists, patches and events, as an API server handles them.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use hyper::{Method, Response};
 use serde_json::{Value, json};
 
+use crate::rbac;
 use crate::server::{Body, Cluster, status, whole, written};
 
 /// What happened to an object.
@@ -44,6 +46,13 @@ pub(crate) fn query(text: &str) -> BTreeMap<String, String> {
 pub(crate) struct Texts(BTreeMap<String, (Value, String)>);
 
 impl Texts {
+    /// Writes all nodes down, so that no list waits for that.
+    pub(crate) fn write_down(&mut self, nodes: &BTreeMap<String, Value>) {
+        for (name, node) in nodes {
+            self.of(name, node);
+        }
+    }
+
     fn of(&mut self, name: &str, node: &Value) -> &str {
         let revision = &node["metadata"]["resourceVersion"];
         if self.0.get(name).is_none_or(|(known, _)| known != revision) {
@@ -69,7 +78,8 @@ pub(crate) fn list(cluster: &mut Cluster, query: &BTreeMap<String, String>) -> R
     if revision < cluster.compacted {
         return status(410, "The provided continue parameter is too old");
     }
-    let mut rest = cluster.nodes.iter().filter(|(name, _)| **name > after);
+    let rest = (Bound::Excluded(after.as_str()), Bound::Unbounded);
+    let mut rest = cluster.nodes.range::<str, _>(rest);
     let items: Vec<_> = match limit {
         0 => rest.by_ref().collect(),
         limit => rest.by_ref().take(limit).collect(),
@@ -205,9 +215,11 @@ pub(crate) fn create_event(cluster: &mut Cluster, body: &[u8]) -> Response<Body>
 pub(crate) const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 /// Whether who asks may do something.
-pub(crate) fn review(cluster: &Cluster, body: &[u8]) -> Response<Body> {
+pub(crate) fn review(cluster: &Cluster, user: &str, body: &[u8]) -> Response<Body> {
     let mut review: Value = serde_json::from_slice(body).expect("JSON");
-    review["status"] = json!({"allowed": !denies(cluster, &review)});
+    let (resource, verb) = asked(&review);
+    let allowed = !denies(cluster, &review) && rbac::has_right(cluster, user, &resource, &verb);
+    review["status"] = rbac::verdict(allowed);
     whole(201, &review)
 }
 
@@ -217,12 +229,18 @@ pub(crate) fn is_denied(cluster: &Cluster, path: &str, body: &[u8]) -> bool {
 }
 
 fn denies(cluster: &Cluster, review: &Value) -> bool {
+    let (resource, verb) = asked(review);
+    let right = format!("{verb} {resource}");
+    cluster.faults.denied.contains(&right.as_str())
+}
+
+/// The resource and the verb that a review is about.
+fn asked(review: &Value) -> (String, String) {
     let asked = &review["spec"]["resourceAttributes"];
     let text = |name: &str| asked[name].as_str().expect("text").to_owned();
     let resource = match text("subresource").as_str() {
         "" => text("resource"),
         part => format!("{}/{part}", text("resource")),
     };
-    let asked = format!("{} {resource}", text("verb"));
-    cluster.faults.denied.contains(&asked.as_str())
+    (resource, text("verb"))
 }

@@ -67,7 +67,9 @@ async fn missing_rights_are_named_by_the_server() {
         let text = error.to_string();
         assert!(
             text.starts_with("API server at http://127.0.0.1")
-                && text.contains("refused the request: User \"flannel\" cannot do"),
+                && text.contains(
+                    "refused the request: nodes \"n1\" is forbidden: User \"flannel\" cannot "
+                ),
             "{text}"
         );
         server.change(|cluster| cluster.faults.forbidden.clear());

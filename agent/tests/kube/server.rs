@@ -25,8 +25,12 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::objects::{self, Kind};
+use crate::rbac::{self, Attributes};
 use crate::real::{self, Ask, Real};
 use crate::{mirror, stream};
+
+/// The name of the thread that a server is, as far as the kernel shows it.
+pub(crate) const THREAD: &str = "api-server";
 
 /// What a response carries: a whole text, or the events of a watch.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -70,6 +74,9 @@ pub(crate) struct Cluster {
     pub(crate) writes: Vec<(Kind, Value)>,
     /// Whoever has one of these is admitted; everyone if there are none.
     pub(crate) tokens: Vec<String>,
+    /// Resources and verbs that the user [`rbac::LIMITED`] has a right to; everything if there are none. A real server has
+    /// its own.
+    pub(crate) rights: Option<Vec<(String, String)>>,
     /// Each request: `GET /api/v1/nodes?limit=250`.
     pub(crate) asked: Vec<String>,
     pub(crate) texts: objects::Texts,
@@ -94,6 +101,7 @@ impl Default for Cluster {
             history: Vec::new(),
             writes: Vec::new(),
             tokens: Vec::new(),
+            rights: None,
             asked: Vec::new(),
             texts: objects::Texts::default(),
             faults: Faults::default(),
@@ -179,6 +187,8 @@ impl Cluster {
 pub(crate) struct ApiServer {
     pub(crate) address: SocketAddr,
     pub(crate) shared: Arc<Shared>,
+    /// What accepts connections, if that takes TLS.
+    tls: Arc<Mutex<Option<TlsAcceptor>>>,
     stop: watch::Sender<bool>,
 }
 
@@ -223,8 +233,17 @@ impl ApiServer {
 
     /// Serves inside a network namespace.
     pub(crate) fn start_in(namespace: &impl AsFd, address: &str) -> Self {
+        Self::start_in_with(namespace, address, None)
+    }
+
+    /// The same, with TLS if there is an acceptor.
+    pub(crate) fn start_in_with(
+        namespace: &impl AsFd,
+        address: &str,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
         let namespace = namespace.as_fd().try_clone_to_owned().expect("a file");
-        Self::serve(address.parse().expect("an address"), None, Some(namespace))
+        Self::serve(address.parse().expect("an address"), tls, Some(namespace))
     }
 
     fn serve(address: SocketAddr, tls: Option<TlsAcceptor>, namespace: Option<OwnedFd>) -> Self {
@@ -236,7 +255,10 @@ impl ApiServer {
         let (stop, mut stopped) = watch::channel(false);
         let (tell, told) = std::sync::mpsc::channel();
         let serving = Arc::clone(&shared);
-        std::thread::spawn(move || {
+        let tls = Arc::new(Mutex::new(tls));
+        let accepting = Arc::clone(&tls);
+        let thread = std::thread::Builder::new().name(THREAD.to_owned());
+        let run = move || {
             if let Some(namespace) = namespace {
                 nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)
                     .expect("the namespace");
@@ -254,7 +276,8 @@ impl ApiServer {
                         accepted = listener.accept() => accepted.expect("a connection").0,
                         _ = stopped.changed() => return,
                     };
-                    let (shared, tls) = (Arc::clone(&serving), tls.clone());
+                    let shared = Arc::clone(&serving);
+                    let tls = accepting.lock().expect("a server that works").clone();
                     tokio::spawn(async move {
                         match tls {
                             None => converse(stream, shared).await,
@@ -267,12 +290,19 @@ impl ApiServer {
                     });
                 }
             });
-        });
+        };
+        thread.spawn(run).expect("a thread");
         Self {
             address: told.recv().expect("a server"),
             shared,
+            tls,
             stop,
         }
+    }
+
+    /// Has another certificate for connections from now on.
+    pub(crate) fn set_tls(&self, tls: TlsAcceptor) {
+        *self.tls.lock().expect("a server that works") = Some(tls);
     }
 
     pub(crate) fn url(&self) -> String {
@@ -354,13 +384,19 @@ async fn answer(
         return Ok(status(401, "Unauthorized"));
     }
     // Only this one's rights are of interest.
-    let is_flannel = bearer(&request).is_some_and(|token| token == "flannel");
-    let token = if is_flannel { "flannel" } else { "admin" }.to_owned();
+    let is_limited = bearer(&request).is_some_and(|token| token == rbac::LIMITED);
+    let token = if is_limited { rbac::LIMITED } else { "admin" }.to_owned();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let content_type = request.headers().get("content-type").cloned();
     let content_type = content_type.map_or(String::new(), |value| {
         value.to_str().expect("text").to_owned()
     });
+    let asks_for = Attributes::of(&method, uri.path(), uri.query().unwrap_or_default());
+    if shared.real.is_none()
+        && let Some(refused) = asks_for.filter(|it| !it.are_allowed(&shared.cluster(), &token))
+    {
+        return Ok(refused.refusal(&token));
+    }
     let query = objects::query(uri.query().unwrap_or_default());
     let is_watch = uri.path() == "/api/v1/nodes" && query.contains_key("watch");
     if query.contains_key("sendInitialEvents") {
@@ -375,7 +411,10 @@ async fn answer(
     let body = request.into_body().collect().await;
     let body = body.map_err(std::io::Error::other)?.to_bytes();
     let is_denied = objects::is_denied(&shared.cluster(), uri.path(), &body);
-    if shared.real.is_some() && !is_denied {
+    if is_denied || shared.real.is_none() && uri.path() == objects::REVIEWS {
+        return Ok(objects::review(&shared.cluster(), &token, &body));
+    }
+    if shared.real.is_some() {
         let ask = Ask {
             method,
             path: uri.to_string(),
@@ -402,9 +441,6 @@ fn handle(
     body: &[u8],
 ) -> Response<Body> {
     let query = objects::query(uri.query().unwrap_or_default());
-    if uri.path() == objects::REVIEWS {
-        return objects::review(cluster, body);
-    }
     if let Some(answer) = objects::other(cluster, method, uri.path(), &query) {
         return answer;
     }
@@ -448,10 +484,24 @@ fn fault(faults: &mut Faults, line: &str) -> Option<Result<Response<Body>, std::
         return Some(Ok(status(409, words)));
     }
     let is_forbidden = faults.forbidden.iter().any(|start| line.starts_with(start));
-    is_forbidden.then(|| {
-        let words = format!("User \"flannel\" cannot do {line}");
-        Ok(status(403, &words))
-    })
+    is_forbidden.then(|| Ok(forbidden(line)))
+}
+
+/// The refusal of a request whose line this is.
+fn forbidden(line: &str) -> Response<Body> {
+    let (method, uri) = line.split_once(' ').expect("a request's line");
+    let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+    let method = method.parse().expect("a method");
+    match Attributes::of(&method, path, query) {
+        Some(asks_for) => asks_for.refusal(rbac::LIMITED),
+        None => status(
+            403,
+            &format!(
+                "forbidden: User \"{}\" cannot get path \"{path}\"",
+                rbac::LIMITED
+            ),
+        ),
+    }
 }
 
 fn is_admitted(shared: &Shared, request: &Request<Incoming>) -> bool {

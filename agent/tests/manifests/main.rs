@@ -26,7 +26,8 @@ const HEADER: &str = "\
 # Selvage as the pod network of a Kubernetes cluster, under the names of flannel's manifest, over which it applies.
 #
 # Made from chart/ by `make manifests`. agent/docs/kubernetes.md says how to install it. What must fit your cluster:
-# `Network` in the ConfigMap, which is --cluster-cidr of kube-controller-manager, and the name of the image.
+# `Network` in the ConfigMap, which is --cluster-cidr of kube-controller-manager, and the name of the image, which
+# kustomization.yaml has in one place.
 ";
 
 /// A file of `units/kubernetes`.

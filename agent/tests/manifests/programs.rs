@@ -56,6 +56,78 @@ fn the_kustomization_has_the_objects_of_the_manifest() {
     assert_eq!(sorted(&said), sorted(&read("selvage.yaml")));
 }
 
+/// The pods' images, of all containers.
+fn images(text: &str) -> Vec<String> {
+    let documents = documents(text);
+    let pod = &one(&documents, "DaemonSet")["spec"]["template"]["spec"];
+    let of = |kind: &str| pod[kind].as_array().expect("containers").clone();
+    let all = [of("initContainers"), of("containers")].concat();
+    let image = |container: &Value| container["image"].as_str().expect("an image").to_owned();
+    all.iter().map(image).collect()
+}
+
+/// A name and a tag that are changed in one place are those of all containers.
+#[test]
+fn the_image_is_named_in_one_place() {
+    let kustomization = read("kustomization.yaml");
+    let value = yaml::parse(&kustomization).expect("YAML");
+    let version = env!("CARGO_PKG_VERSION");
+    let name = "registry.example/selvage";
+    assert_eq!(
+        value["images"],
+        serde_json::json!([{"name": name, "newName": name, "newTag": version}])
+    );
+    let manifest = read("selvage.yaml");
+    assert_eq!(images(&manifest), vec![format!("{name}:{version}"); 2]);
+    assert_eq!(
+        manifest.matches(name).count(),
+        2,
+        "in both and nowhere else"
+    );
+
+    let home = TempDir::new().expect("a directory");
+    let own = kustomization
+        .replace(
+            "newName: registry.example/",
+            "newName: registry.internal:5000/infra/",
+        )
+        .replace(&format!("newTag: {version}"), "newTag: 1.2.3");
+    fs::write(home.path().join("kustomization.yaml"), own).expect("a file");
+    fs::write(home.path().join("selvage.yaml"), &manifest).expect("a file");
+    let arguments = ["kustomize".as_ref(), home.path().as_os_str()];
+    if let Some((well, said)) = output("kubectl", &arguments, home.path()) {
+        assert!(well, "{said}");
+        assert_eq!(
+            images(&said),
+            vec!["registry.internal:5000/infra/selvage:1.2.3"; 2]
+        );
+    }
+}
+
+/// The command of agent/docs/kubernetes.md, and of `selvage migrate`, does the same without kustomize.
+#[test]
+fn the_documented_command_names_the_image() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kubernetes.md");
+    let docs = fs::read_to_string(docs).expect("the documentation");
+    let line = docs.lines().find(|line| line.starts_with("sed '"));
+    let (command, _) = line
+        .and_then(|line| line.split_once(" | "))
+        .expect("a command");
+    let command = command
+        .replace("REGISTRY", "registry.internal:5000/infra")
+        .replace("VERSION", "1.2.3");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = Command::new("sh")
+        .args(["-c", &command])
+        .current_dir(root)
+        .output();
+    let said = String::from_utf8(output.expect("a shell").stdout).expect("text");
+    assert_eq!(
+        images(&said),
+        vec!["registry.internal:5000/infra/selvage:1.2.3"; 2]
+    );
+}
+
 /// The overlay that agent/docs/kubernetes.md shows.
 #[test]
 fn an_overlay_names_the_image_and_the_network() {

@@ -6,7 +6,8 @@
 //! | `access`, `kubeconfig` | where the API server is, and how this node proves who it is |
 //! | `client` | requests to it |
 //! | `node`, `nodes` | what nodes and their annotations say |
-//! | `watch`, `pace` | the task that follows all nodes, and its pauses |
+//! | `watch`, `event`, `pace` | the task that follows all nodes, what it is told, and its pauses |
+//! | `foreign` | the same of any text, without a server |
 //! | `own` | how the own annotations are written and kept |
 //! | `net_config` | the network config's file |
 //! | `herald` | the node's condition, and events |
@@ -51,6 +52,8 @@ use crate::settings::{Kubernetes, is_node_name};
 
 mod access;
 mod client;
+mod event;
+pub mod foreign;
 mod herald;
 mod kubeconfig;
 mod net_config;
@@ -421,8 +424,8 @@ impl LeaseStore for KubeStore {
     /// The subnet stays the node's for as long as Kubernetes has the node.
     async fn release(&mut self) -> Result<Released, StoreError> {
         self.tasks.stop();
-        let held = self.shared.held().take();
-        Ok(held.map_or(Released::Nothing, |held| Released::Reservation(held.key)))
+        *self.shared.held() = None;
+        Ok(Released::Nothing)
     }
 
     fn prescribed(&self) -> Prescribed {

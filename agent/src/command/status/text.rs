@@ -96,7 +96,7 @@ impl Page {
             _ => "unknown",
         };
         match &status.lease {
-            Some(lease) => self.lease(lease, now, stopped),
+            Some(lease) => self.lease(lease, status, stopped),
             None => self.line("Lease", "none"),
         }
         self.store(&status.store, now, stopped);
@@ -184,7 +184,8 @@ impl Page {
         self.toned("Clock", Tone::Warn, &text);
     }
 
-    fn lease(&mut self, lease: &Lease, now: u64, stopped: bool) {
+    fn lease(&mut self, lease: &Lease, status: &Status, stopped: bool) {
+        let now = status.time;
         let mut text = list(lease.nets());
         let public = list(lease.addresses());
         if !public.is_empty() {
@@ -201,6 +202,9 @@ impl Page {
             }
             _ if lease.reservation => {
                 self.line("", &format!("a reservation, without a TTL, {taken}"))
+            }
+            _ if status.store.is_kubernetes() => {
+                self.line("", &format!("the podCIDR of this node, {taken}"));
             }
             _ => self.line("", &taken),
         }

@@ -301,7 +301,8 @@ async fn a_right_that_is_missing_is_named_and_the_rest_is_checked() {
             panic!("{findings:?}")
         };
         assert!(
-            finding.starts_with(&format!("error migrate-rights: you may not {right}: User")),
+            finding.starts_with(&format!("error migrate-rights: you may not {right}: "))
+                && finding.contains(" is forbidden: User \"flannel\" cannot "),
             "{finding}"
         );
     }

@@ -15,13 +15,13 @@ use tracing::{debug, info, warn};
 
 use super::Shared;
 use super::client::{Failure, Question};
-use super::node::Node;
+use super::node::{Condition, Node};
 use crate::base::retry::{Backoff, random_seed};
 use crate::base::time::rfc3339;
 use crate::cluster::lease::NodeFault;
 
 /// The condition's type.
-const CONDITION: &str = "NetworkUnavailable";
+const CONDITION: &str = Condition::NETWORK_UNAVAILABLE;
 
 /// How long the overlay is down before the condition says so: a restart of the agent leaves the data plane in place,
 /// and is over sooner.
@@ -88,9 +88,8 @@ pub(super) struct Herald {
 impl Shared {
     /// Notes what condition the own node has, and wakes the herald if that is another than before.
     pub(super) fn note_condition(&self, node: &Node) {
-        let mut conditions = node.status.conditions.iter();
         // A node that is created again has none.
-        let found = conditions.find(|condition| condition.kind == CONDITION);
+        let found = node.status.conditions.first();
         let found = found.map(|found| (found.status == "True", found.reason.clone()));
         if std::mem::replace(&mut *self.condition(), found.clone()) != found {
             self.condition_changed.notify_one();

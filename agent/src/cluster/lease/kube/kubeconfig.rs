@@ -75,6 +75,12 @@ struct User {
     auth_provider: Option<serde_json::Value>,
 }
 
+/// What the current context names.
+pub(super) struct Current {
+    cluster: ClusterEntry,
+    user: User,
+}
+
 /// Reads the current context's cluster and user.
 pub(super) fn read(path: &Path) -> Result<Cluster, AccessError> {
     let error = |reason: String| AccessError::Kubeconfig {
@@ -105,7 +111,8 @@ impl From<TlsError> for Wrong {
     }
 }
 
-fn parse(text: &str, path: &Path) -> Result<Cluster, Wrong> {
+/// The current context's cluster and user, if nothing of them is unsupported. Reads no other file.
+pub(super) fn current(text: &str) -> Result<Current, String> {
     let value = yaml::parse(text)?;
     let mut file: File = serde_json::from_value(value).map_err(|error| error.to_string())?;
     let take = |list: &mut Vec<Named>, what: &str, name: &str| -> Result<Named, String> {
@@ -114,7 +121,7 @@ fn parse(text: &str, path: &Path) -> Result<Cluster, Wrong> {
             .ok_or_else(|| format!("there is no {what} {name:?} in it"))
     };
     if file.current_context.is_empty() {
-        return Err("it has no current-context".to_owned().into());
+        return Err("it has no current-context".to_owned());
     }
     let context = take(&mut file.contexts, "context", &file.current_context)?.context;
     let cluster = take(&mut file.clusters, "cluster", &context.cluster)?.cluster;
@@ -123,6 +130,11 @@ fn parse(text: &str, path: &Path) -> Result<Cluster, Wrong> {
         name => take(&mut file.users, "user", name)?.user,
     };
     refuse(&cluster, &user)?;
+    Ok(Current { cluster, user })
+}
+
+fn parse(text: &str, path: &Path) -> Result<Cluster, Wrong> {
+    let Current { cluster, user } = current(text)?;
     let authorities = pem(
         &cluster.certificate_authority,
         &cluster.certificate_authority_data,

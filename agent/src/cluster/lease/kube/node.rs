@@ -9,6 +9,7 @@ use std::time::UNIX_EPOCH;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::base::go_json::{self, shorten};
@@ -16,6 +17,8 @@ use crate::base::net::Family;
 use crate::base::time::parse_rfc3339;
 use crate::cluster::lease::{LONGEST_VALUE, LeaseAttrs, StoreError, SubnetKey};
 use crate::cluster::network_config::Families;
+
+mod kept;
 
 /// A node.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -34,6 +37,8 @@ pub(super) struct Meta {
     pub(super) name: String,
     pub(super) resource_version: String,
     creation_timestamp: Option<String>,
+    /// Those that count here, by their whole names.
+    #[serde(deserialize_with = "kept::annotations")]
     pub(super) annotations: Option<BTreeMap<String, String>>,
     /// Of a list: where its next page begins.
     #[serde(rename = "continue")]
@@ -52,17 +57,21 @@ struct Spec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Status {
+    /// `NetworkUnavailable`, if it has that.
+    #[serde(deserialize_with = "kept::conditions")]
     pub(super) conditions: Vec<Condition>,
 }
 
-/// One of a node's conditions.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+/// A node's condition [`Condition::NETWORK_UNAVAILABLE`].
+#[derive(Clone, Debug)]
 pub(super) struct Condition {
-    #[serde(rename = "type")]
-    pub(super) kind: String,
     pub(super) status: String,
     pub(super) reason: String,
+}
+
+impl Condition {
+    /// The condition's type.
+    pub(super) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 }
 
 /// A page of a list of nodes.
@@ -94,6 +103,43 @@ impl NodeList {
         is_one
             .then_some(page)
             .ok_or_else(|| "no list of nodes".to_owned())
+    }
+}
+
+impl NodeList {
+    /// Where the page after this one is, from the beginning of this one: a server writes the list's metadata before its
+    /// items. Empty if there is none, or if that is not known before all is read.
+    pub(super) fn token_after(body: &[u8]) -> String {
+        let mut token = String::new();
+        let mut reader = serde_json::Deserializer::from_slice(body);
+        // It ends early, as an error; what is wrong with the page is told when all of it is read.
+        let _ = reader.deserialize_map(Beginning(&mut token));
+        token
+    }
+}
+
+/// Reads an object's `metadata`, and nothing after it.
+struct Beginning<'a>(&'a mut String);
+
+impl<'de> Visitor<'de> for Beginning<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of nodes")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            match name.as_str() {
+                "metadata" => {
+                    *self.0 = map.next_value::<Meta>()?.next;
+                    break;
+                }
+                "items" => break,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
     }
 }
 

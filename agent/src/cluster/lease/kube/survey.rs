@@ -253,8 +253,7 @@ impl KubeStore {
 impl Node {
     fn seen(&self, annotations: &Annotations) -> SeenNode {
         let unavailable = self.status.conditions.iter();
-        let mut unavailable =
-            unavailable.filter(|is| is.kind == "NetworkUnavailable" && is.status == "True");
+        let mut unavailable = unavailable.filter(|is| is.status == "True");
         let cidrs = self.pod_cidrs().iter();
         SeenNode {
             name: self.metadata.name.clone(),

@@ -9,15 +9,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use hyper::body::Bytes;
 use tokio::sync::mpsc::Sender;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use super::Shared;
 use super::client::{Connection, Failure, Question, Stream};
-use super::node::{MOST_PAGES, Meta, Node, NodeList, encoded};
+use super::event::Event;
+use super::node::{MOST_PAGES, NodeList, encoded};
 use super::nodes::{Changes, Nodes};
 use super::pace::Pace;
 use crate::base::retry::{next_random, random_seed};
@@ -78,30 +79,6 @@ impl From<Failure> for Broken {
     fn from(failure: Failure) -> Self {
         Self::Failure(failure)
     }
-}
-
-/// One event of a watch.
-#[derive(Deserialize)]
-struct Event<'a> {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-/// An object, of which only the metadata counts.
-#[derive(Deserialize)]
-struct Bookmark {
-    metadata: Meta,
-}
-
-/// The object of an `ERROR`.
-#[derive(Deserialize)]
-struct Status {
-    #[serde(default)]
-    code: u16,
-    #[serde(default)]
-    message: String,
 }
 
 impl Watcher {
@@ -216,14 +193,15 @@ impl Watcher {
         let mut nodes = self.nodes.clone();
         let mut names = BTreeSet::new();
         let mut own = None;
-        let mut next = String::new();
+        let mut body = self.page(&NodeList::path("")).await?;
         let mut pages = 0..MOST_PAGES;
         let version = loop {
             if pages.next().is_none() {
                 let text = format!("the list of nodes has more than {MOST_PAGES} pages");
                 return Err(Failure::Answer(text).into());
             }
-            let page = self.page(&NodeList::path(&next)).await?;
+            let after = NodeList::token_after(&body);
+            let (ahead, page) = tokio::try_join!(self.page_after(&after), parsed(&body))?;
             for node in page.items {
                 if self.shared.is_own(&node) {
                     own = Some(node);
@@ -232,10 +210,11 @@ impl Watcher {
                     names.insert(node.metadata.name);
                 }
             }
-            next = page.metadata.next;
-            if next.is_empty() {
-                break page.metadata.resource_version;
-            }
+            body = match (page.metadata.next.as_str(), ahead) {
+                ("", _) => break page.metadata.resource_version,
+                (_, Some(ahead)) => ahead,
+                (next, None) => self.page(&NodeList::path(next)).await?,
+            };
         };
         nodes.keep_only(&names);
         self.nodes = nodes;
@@ -246,13 +225,20 @@ impl Watcher {
         Ok(version)
     }
 
-    async fn page(&mut self, path: &str) -> Result<NodeList, Failure> {
+    /// The page with this token; nothing without a token.
+    async fn page_after(&mut self, token: &str) -> Result<Option<Bytes>, Failure> {
+        match token {
+            "" => Ok(None),
+            token => self.page(&NodeList::path(token)).await.map(Some),
+        }
+    }
+
+    async fn page(&mut self, path: &str) -> Result<Bytes, Failure> {
         let client = &self.shared.session.client;
         let question = Question::get(path);
-        let body = client
+        client
             .ask(&question, &mut self.connection, PAGE_LIMIT)
-            .await?;
-        NodeList::parse(&body).map_err(Failure::Answer)
+            .await
     }
 
     /// Compares the store's revision with the known one.
@@ -261,6 +247,7 @@ impl Watcher {
             return Ok(());
         };
         let page = self.page("/api/v1/nodes?limit=1").await?;
+        let page = NodeList::parse(&page).map_err(Failure::Answer)?;
         let now = page.metadata.resource_version;
         if is_older(&now, &known) {
             self.another_history(&now, &known).await?;
@@ -280,35 +267,17 @@ impl Watcher {
     }
 
     async fn received(&mut self, line: &[u8]) -> Result<(), Broken> {
-        let wrong = |error: serde_json::Error| Failure::Answer(error.to_string());
-        let event: Event<'_> = serde_json::from_slice(line).map_err(wrong)?;
-        let text = event.object.get();
-        let (meta, changes) = match event.kind.as_str() {
-            "ERROR" => {
-                let status: Status = serde_json::from_str(text).map_err(wrong)?;
-                // A watch from the same revision may meet the same error for ever.
-                self.version = None;
-                return Err(Broken::Failure(Failure::Refused {
-                    status: status.code,
-                    text: status.message,
-                }));
-            }
-            "BOOKMARK" => {
-                let bookmark: Bookmark = serde_json::from_str(text).map_err(wrong)?;
-                (bookmark.metadata, Changes::new())
-            }
-            "ADDED" | "MODIFIED" | "DELETED" => {
-                let node: Node = serde_json::from_str(text).map_err(wrong)?;
-                let changes = self.changed(&node, event.kind == "DELETED");
-                (node.metadata, changes)
-            }
-            _ => return Ok(()),
-        };
-        if !meta.has_version() {
-            let text = format!("an event {} without a resourceVersion", event.kind);
-            return Err(Failure::Answer(text).into());
+        let event = Event::read(line).map_err(Failure::Answer)?;
+        if let Event::Error(failure) = event {
+            // A watch from the same revision may meet the same error for ever.
+            self.version = None;
+            return Err(failure.into());
         }
-        let version = meta.resource_version;
+        let Some(meta) = event.meta() else {
+            return Ok(());
+        };
+        let version = meta.resource_version.clone();
+        let changes = self.changed(&event);
         if let Some(known) = self
             .version
             .clone()
@@ -321,17 +290,16 @@ impl Watcher {
         Ok(())
     }
 
-    fn changed(&mut self, node: &Node, deleted: bool) -> Changes {
-        match (self.shared.is_own(node), deleted) {
-            (true, _) => {
-                self.shared.check_own(Some(node).filter(|_| !deleted));
-                Changes::new()
-            }
-            (false, true) => self.nodes.remove(&node.metadata.name),
-            (false, false) => self
-                .nodes
-                .set(node, &self.shared.annotations, self.families),
+    fn changed(&mut self, event: &Event) -> Changes {
+        let shared = &self.shared;
+        match event {
+            Event::Set(node) if shared.is_own(node) => shared.check_own(Some(node)),
+            Event::Deleted(node) if shared.is_own(node) => shared.check_own(None),
+            Event::Set(node) => return self.nodes.set(node, &shared.annotations, self.families),
+            Event::Deleted(node) => return self.nodes.remove(&node.metadata.name),
+            Event::Bookmark(_) | Event::Error(_) | Event::Other => {}
         }
+        Changes::new()
     }
 
     /// A request failed, or the watch did.
@@ -359,6 +327,13 @@ impl Watcher {
         sleep(self.pace.after_failure(asked, nodes)).await;
         Ok(())
     }
+}
+
+/// Reads a page, once the request for the next one is under way: to read takes as long as the server takes to answer.
+async fn parsed(body: &[u8]) -> Result<NodeList, Failure> {
+    // The task of the connection sends the request meanwhile.
+    yield_now().await;
+    NodeList::parse(body).map_err(Failure::Answer)
 }
 
 /// Whether one revision is older than another. They are numbers, which clients may compare (KEP-5504); what is none is

@@ -24,15 +24,36 @@ fn no_peers() -> Status {
     }
 }
 
+/// A node of Kubernetes: nothing expires there, and nobody has reserved anything.
+fn kubernetes() -> Status {
+    let healthy = healthy();
+    Status {
+        store: Store {
+            kind: "kubernetes".to_owned(),
+            servers: vec!["https://10.96.0.1:443".to_owned()],
+            server: Some("https://10.96.0.1:443".to_owned()),
+            prefix: "flannel.alpha.coreos.com/".to_owned(),
+            ..healthy.store
+        },
+        lease: healthy.lease.map(|lease| Lease {
+            ttl_seconds: None,
+            left_seconds: None,
+            ..lease
+        }),
+        ..healthy
+    }
+}
+
 /// A status and its name.
 type Sample = (&'static str, fn() -> Status);
 
-const SAMPLES: [Sample; 7] = [
+const SAMPLES: [Sample; 8] = [
     ("healthy", healthy),
     ("degraded", degraded),
     ("joining", joining),
     ("stopped", stopped),
     ("wireguard", wireguard),
+    ("kubernetes", kubernetes),
     ("no-peers", no_peers),
     ("everything", full),
 ];

@@ -290,3 +290,49 @@ fn a_pages_token_is_part_of_the_path() {
     let next = NodeList::path("eyJ2+/=");
     assert_eq!(next, "/api/v1/nodes?limit=250&continue=eyJ2%2B%2F%3D");
 }
+
+/// What others write there is theirs: none of it can spoil a list of all nodes.
+#[test]
+fn of_annotations_and_conditions_only_ours_are_kept() {
+    let node: Node = serde_json::from_str(
+        r#"{"metadata":{"name":"n1","annotations":{"csi.volume.kubernetes.io/nodeid":{"odd":[1]},"x.org/public-ip":"\u0031.2.3.4"}},
+            "status":{"conditions":[{"type":"Ready","status":"True","reason":"KubeletReady"},
+                {"type":"NetworkUnavailable","status":"False","reason":"FlannelIsUp","lastHeartbeatTime":null}]}}"#,
+    )
+    .unwrap();
+    let kept = node.metadata.annotations.as_ref().unwrap();
+    assert_eq!(
+        kept.iter().collect::<Vec<_>>(),
+        [(&"x.org/public-ip".to_owned(), &"1.2.3.4".to_owned())]
+    );
+    let [condition] = &node.status.conditions[..] else {
+        panic!("{:?}", node.status.conditions)
+    };
+    assert_eq!(
+        (condition.status.as_str(), condition.reason.as_str()),
+        ("False", "FlannelIsUp")
+    );
+    let without: Node =
+        serde_json::from_str(r#"{"metadata":{"name":"n1","annotations":null},"status":{}}"#)
+            .unwrap();
+    assert!(without.metadata.annotations.is_none() && without.status.conditions.is_empty());
+}
+
+#[test]
+fn where_the_next_page_is_stands_at_the_beginning_of_this_one() {
+    let page = |text: &str| NodeList::token_after(text.as_bytes());
+    let whole = r#"{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"5","continue":"eyJ2"},"items":[{}]}"#;
+    assert_eq!(page(whole), "eyJ2");
+    // It is there before the page has come to its end, and is not looked for behind the items.
+    assert_eq!(page(&whole[..whole.len() - 5]), "eyJ2");
+    let behind = r#"{"items":[],"metadata":{"resourceVersion":"5","continue":"eyJ2"}}"#;
+    assert_eq!(page(behind), "");
+    for last in [
+        r#"{"metadata":{"resourceVersion":"5"},"items":[]}"#,
+        "[]",
+        "",
+        "{",
+    ] {
+        assert_eq!(page(last), "", "{last}");
+    }
+}

@@ -194,6 +194,7 @@ impl PeerTable {
     /// Applies an event and returns what it changed.
     pub fn apply(&mut self, event: LeaseEvent) -> PeerChanges {
         let mut batch = Batch::default();
+        let is_snapshot = matches!(event, LeaseEvent::Snapshot { .. });
         match event {
             LeaseEvent::Snapshot { leases, unreadable } => {
                 let exist: HashSet<SubnetKey> = leases
@@ -220,7 +221,18 @@ impl PeerTable {
             }
         }
         self.settle(&mut batch);
+        if is_snapshot {
+            self.compact();
+        }
         self.changes(batch)
+    }
+
+    /// Builds the maps anew, each at once: a B-tree that grew in order has half-empty nodes.
+    fn compact(&mut self) {
+        for leases in [&mut self.latest, &mut self.sound] {
+            *leases = std::mem::take(leases).into_iter().collect();
+        }
+        self.accepted.compact();
     }
 
     /// Judges all leases again for a node that now holds `own`, or whose networks or backend changed, and returns what
@@ -265,6 +277,7 @@ impl PeerTable {
             self.admit(lease, standing, &mut batch);
         }
         self.settle(&mut batch);
+        self.compact();
         batch
             .refused
             .retain(|key, refusal| reported.get(key) != Some(refusal));

@@ -76,6 +76,11 @@ impl Authority {
     /// Puts a certificate in place of `name` that began a day ago and ends in so many seconds, or ended so many seconds ago
     /// if they are less than none; its key stays.
     pub(crate) fn shorten(&self, name: &str, seconds: i64) {
+        self.date(name, -86_400, seconds);
+    }
+
+    /// Puts a certificate in place of `name` that is valid from and until so many seconds from now; its key stays.
+    pub(crate) fn date(&self, name: &str, from: i64, until: i64) {
         let now = std::time::SystemTime::now();
         let since = now
             .duration_since(std::time::UNIX_EPOCH)
@@ -100,7 +105,7 @@ impl Authority {
         );
         std::fs::write(self.path("short.cnf"), config).expect("a config for openssl");
         std::fs::write(self.path("index"), "").expect("an index");
-        let (from, until) = (date(since - 86_400), date(since + seconds));
+        let (from, until) = (date(since + from), date(since + until));
         for line in [
             format!("req -new -config short.cnf -key {name}.key -subj /CN={name} -out {name}.csr"),
             format!(

@@ -195,6 +195,10 @@ impl LeaseStore for ChosenStore {
         either!(self, store => store.publish_health(up, faults));
     }
 
+    fn expect_no_lease(&mut self) {
+        either!(self, store => store.expect_no_lease())
+    }
+
     fn reconnect(&mut self) {
         either!(self, store => store.reconnect())
     }

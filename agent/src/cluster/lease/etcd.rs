@@ -114,6 +114,8 @@ pub struct EtcdStore {
     owner: String,
     /// Whether this process has acquired a lease before. If so, the previous subnet is not from before a restart.
     acquired: bool,
+    /// Whether the node will most likely need a new etcd lease.
+    needs_grant: bool,
     /// What the node's subnet must not cover.
     avoid: Avoid,
     tasks: Tasks,
@@ -165,6 +167,7 @@ impl EtcdStore {
             }),
             owner,
             acquired: false,
+            needs_grant: false,
             avoid: Avoid::default(),
             tasks: Tasks::default(),
         })
@@ -253,7 +256,12 @@ impl LeaseStore for EtcdStore {
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
         let (config, _) = config::read(&self.store).await?;
         self.store.config.note(config.as_ref());
-        config::parse(&self.store, config.as_ref())
+        let config = config::parse(&self.store, config.as_ref())?;
+        // A node without a network may wait for days, and without a server for hours.
+        if std::mem::take(&mut self.needs_grant) {
+            grants::request_ahead(&self.store).await;
+        }
+        Ok(config)
     }
 
     fn take(
@@ -347,6 +355,10 @@ impl LeaseStore for EtcdStore {
 
     fn reconnect(&mut self) {
         self.store.servers.reconnect();
+    }
+
+    fn expect_no_lease(&mut self) {
+        self.needs_grant = true;
     }
 
     fn set_avoid(&mut self, avoid: Avoid) {

@@ -229,7 +229,7 @@ pub enum StoreEvent {
 /// What became of the own lease when it was given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
-    /// There was none, or it belonged to another node by then.
+    /// There was none, it belonged to another node by then, or it is not the agent's to give back.
     Nothing,
     /// It is free for all nodes.
     Lease(SubnetKey),
@@ -359,6 +359,9 @@ pub trait LeaseStore: Send {
     /// Drops the present connections because this host's address changed: nothing comes back to an address that is
     /// gone, and only a timeout would notice.
     fn reconnect(&mut self) {}
+
+    /// Says that this node has most likely no lease yet, so that what a new one needs may be requested ahead.
+    fn expect_no_lease(&mut self) {}
 
     /// Sets what the host's subnet must not cover, from the next [`Self::acquire`] on.
     fn set_avoid(&mut self, avoid: Avoid);

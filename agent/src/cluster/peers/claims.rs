@@ -4,7 +4,7 @@
 //! Two subnets either contain one another or are disjoint. So whatever overlaps a subnet is either one of its at most
 //! 128 supernets or lies, in order, in the range of its own addresses.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
@@ -44,7 +44,7 @@ fn by_family(key: &SubnetKey) -> impl Iterator<Item = (Family, Prefix)> + use<> 
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// Revision of creation.
-    created: HashMap<SubnetKey, u64>,
+    created: BTreeMap<SubnetKey, u64>,
     v4: Prefixes,
     v6: Prefixes,
     /// Public addresses with their leases. Several leases may share one.
@@ -67,6 +67,15 @@ impl Claims {
         match family {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
+        }
+    }
+
+    /// Builds the maps anew, each at once, so that their nodes are full.
+    pub(super) fn compact(&mut self) {
+        self.created = std::mem::take(&mut self.created).into_iter().collect();
+        self.public = std::mem::take(&mut self.public).into_iter().collect();
+        for Prefixes { owners, .. } in [&mut self.v4, &mut self.v6] {
+            *owners = std::mem::take(owners).into_iter().collect();
         }
     }
 
@@ -137,7 +146,8 @@ impl Claims {
 /// A subnet of either family, with its addresses as 128-bit numbers. Ordered so that a supernet precedes its subnets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Prefix {
-    first: u128,
+    /// In the order of the network, so that there is one of these for each peer without padding.
+    first: [u8; 16],
     /// The prefix length, out of 128 bits for either family.
     len: u8,
 }
@@ -145,7 +155,7 @@ struct Prefix {
 impl From<Ipv4Net> for Prefix {
     fn from(net: Ipv4Net) -> Self {
         Self {
-            first: u128::from(u32::from(net.network())),
+            first: u128::from(u32::from(net.network())).to_be_bytes(),
             len: 96 + net.prefix_len(),
         }
     }
@@ -154,7 +164,7 @@ impl From<Ipv4Net> for Prefix {
 impl From<Ipv6Net> for Prefix {
     fn from(net: Ipv6Net) -> Self {
         Self {
-            first: net.network().into(),
+            first: net.network().octets(),
             len: net.prefix_len(),
         }
     }
@@ -166,13 +176,14 @@ impl Prefix {
     }
 
     /// The last address.
-    fn last(self) -> u128 {
-        self.first | Self::hosts(self.len)
+    fn last(self) -> [u8; 16] {
+        (u128::from_be_bytes(self.first) | Self::hosts(self.len)).to_be_bytes()
     }
 
     fn supernet(self, len: u8) -> Self {
+        let first = u128::from_be_bytes(self.first) & !Self::hosts(len);
         Self {
-            first: self.first & !Self::hosts(len),
+            first: first.to_be_bytes(),
             len,
         }
     }

@@ -8,11 +8,14 @@
 //! have been committed, or may still be in flight. So an etcd lease used by a write of unknown outcome is not reused
 //! but revoked before the next key is chosen: from then on that write either is visible or fails.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::debug;
 
+use super::Store;
 use super::held::{EtcdLease, keep_alive, seconds};
 use super::rpc::{Granted, code};
 use super::servers::Servers;
@@ -21,7 +24,14 @@ use crate::cluster::lease::StoreError;
 
 /// The spare etcd leases.
 #[derive(Debug, Default)]
-pub(super) struct Spares(Mutex<Ids>);
+pub(super) struct Spares {
+    ids: Mutex<Ids>,
+    /// The one that was [requested ahead](request_ahead), until somebody asks for it.
+    ahead: tokio::sync::Mutex<Option<JoinHandle<Ahead>>>,
+}
+
+/// What came of a request ahead: the etcd lease, and when it was asked for. Without one its ID is a spare.
+type Ahead = Option<(EtcdLease, Instant)>;
 
 /// Their IDs.
 #[derive(Debug, Default)]
@@ -73,6 +83,9 @@ impl Spares {
     /// Revokes the spares. One that fails more than a few times is retried next time.
     pub(super) async fn revoke(&self, servers: &Servers) {
         const TRIES: u32 = 3;
+        if let Some((lease, _)) = self.take_ahead().await {
+            self.ids(|ids| ids.unused.push(lease.id));
+        }
         let Ids { unused, used } = self.ids(std::mem::take);
         for id in used.into_iter().chain(unused) {
             // Still a spare if the caller stops waiting.
@@ -99,8 +112,16 @@ impl Spares {
         }
     }
 
+    /// The etcd lease that was requested ahead, if there is one. Cancel-safe.
+    async fn take_ahead(&self) -> Ahead {
+        let mut ahead = self.ahead.lock().await;
+        let lease = ahead.as_mut()?.await.ok().flatten();
+        *ahead = None;
+        lease
+    }
+
     fn ids<T>(&self, change: impl FnOnce(&mut Ids) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.ids.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -111,6 +132,15 @@ impl Grant<'_> {
         const TRIES: u32 = 4;
         if let Some(lease) = self.lease {
             return Ok(lease);
+        }
+        match self.spares.take_ahead().await {
+            Some((lease, asked)) if asked.elapsed() < FRESH => {
+                (self.id, self.lease) = (Some(lease.id), Some(lease));
+                return Ok(lease);
+            }
+            // Part of its TTL has passed.
+            Some((lease, _)) => self.spares.ids(|ids| ids.unused.push(lease.id)),
+            None => {}
         }
         for _ in 0..TRIES {
             let spare = self.spares.ids(|ids| ids.unused.pop());
@@ -141,6 +171,33 @@ impl Drop for Grant<'_> {
             });
         }
     }
+}
+
+/// How long an etcd lease that was requested ahead counts as granted just now. It may have the shortest TTL, a minute.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// Requests an etcd lease in a task of its own, for the key of a node that is new: it takes the longest of what etcd does
+/// for the start of such a node, and need not wait for the rest.
+pub(super) async fn request_ahead(store: &Arc<Store>) {
+    let (asked, id) = (Instant::now(), new_id());
+    let task = {
+        let store = Arc::clone(store);
+        async move {
+            match grant(&store.servers, id).await {
+                Ok(lease) => lease.map(|lease| (lease, asked)),
+                Err(error) => {
+                    debug!("failed to request an etcd lease ahead: {error}");
+                    store.spares.ids(|ids| ids.unused.push(id));
+                    None
+                }
+            }
+        }
+    };
+    let former = store.spares.take_ahead().await;
+    store
+        .spares
+        .ids(|ids| ids.unused.extend(former.map(|(lease, _)| lease.id)));
+    *store.spares.ahead.lock().await = Some(tokio::spawn(task));
 }
 
 /// A random ID, positive like etcd's own; 0 would let the server choose.

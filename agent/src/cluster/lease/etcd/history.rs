@@ -73,6 +73,8 @@ struct Known {
     mark: Mark,
     /// Hash of the key → [`KeyDigest::content`].
     keys: HashMap<u64, u64>,
+    /// The changes that the watch left out: after the first of these revisions, up to the second.
+    skipped: Option<(i64, i64)>,
     /// Whether a reply since the last full list contradicted it.
     contradicted: bool,
 }
@@ -135,6 +137,17 @@ impl History {
         known.mark.revision = known.mark.revision.max(revision);
     }
 
+    /// The watch goes on from this revision, without what has happened since the last one seen: the next list shows it.
+    pub(super) fn skip_to(&self, next: i64) {
+        let mut known = self.known();
+        let (seen, last) = (known.mark.revision, next.saturating_sub(1));
+        if last > seen {
+            let since = known.skipped.map_or(seen, |(since, _)| since);
+            known.skipped = Some((since, last));
+            known.mark.revision = last;
+        }
+    }
+
     /// From now on the watch is based on this list.
     pub(super) fn start_from(&self, listed: &ListedKeys) {
         let mut known = self.known();
@@ -146,6 +159,7 @@ impl History {
                 lists: known.mark.lists + 1,
             },
             keys: digests.map(|digest| (digest.key, digest.content)).collect(),
+            skipped: None,
             contradicted: false,
         };
     }
@@ -173,10 +187,15 @@ impl History {
         if listed.revision < mark.revision {
             return None;
         }
+        let was_seen = |modified: i64| {
+            let skipped = known.skipped;
+            modified <= mark.revision
+                && skipped.is_none_or(|(since, last)| modified <= since || modified > last)
+        };
         let mut old = listed
             .digests
             .iter()
-            .filter(|digest| digest.modified <= mark.revision);
+            .filter(|digest| was_seen(digest.modified));
         let strange = old.find(|digest| known.keys.get(&digest.key) != Some(&digest.content))?;
         Some(format!(
             "it has a lease of revision {} that was not there at revision {}",
@@ -187,7 +206,9 @@ impl History {
     /// The number of lease keys at the last revision seen, with that revision, if it can be compared with a later list.
     pub(super) fn count(&self, listed: &ListedKeys) -> Option<(i64, usize)> {
         let known = self.known();
-        let comparable = known.mark.cluster != 0 && listed.revision >= known.mark.revision;
+        let comparable = known.mark.cluster != 0
+            && known.skipped.is_none()
+            && listed.revision >= known.mark.revision;
         comparable.then(|| (known.mark.revision, known.keys.len()))
     }
 
@@ -242,6 +263,34 @@ mod tests {
             let found = history.contradiction(&listed);
             assert_eq!(found.is_some(), other, "{listed:?}: {found:?}");
         }
+    }
+
+    /// The watch saw up to 10, left out 11 to 19, and then saw 25.
+    #[test]
+    fn what_the_watch_left_out_is_no_contradiction_and_the_rest_still_is() {
+        let history = History::default();
+        history.start_from(&list_of(7, 10, &[(1, 3), (2, 9)], Mark::default()));
+        history.skip_to(15);
+        history.skip_to(20);
+        // It is not ahead of this.
+        history.skip_to(12);
+        assert_eq!(history.mark().seen(), Some(19));
+        history.reach(25);
+        for (keys, other) in [
+            // Changed, deleted and created while it was not seen.
+            (&[(1, 3), (2, 11)][..], false),
+            (&[(2, 9), (3, 19)][..], false),
+            (&[(1, 4), (2, 9)][..], true),
+            (&[(1, 3), (2, 9), (3, 20)][..], true),
+        ] {
+            let listed = list_of(7, 40, keys, history.mark());
+            let found = history.contradiction(&listed);
+            assert_eq!(found.is_some(), other, "{listed:?}: {found:?}");
+            assert_eq!(history.count(&listed), None);
+        }
+        let listed = list_of(7, 40, &[(2, 30)], history.mark());
+        history.start_from(&listed);
+        assert_eq!(history.count(&listed), Some((40, 1)));
     }
 
     #[test]

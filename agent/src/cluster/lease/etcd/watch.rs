@@ -4,8 +4,9 @@
 //! Neither a broken stream nor a change of server loses an event: when a watch starts anew, everything is listed and
 //! reported as a snapshot. Only to resume at the revision after the last one seen would be cheaper but wrong: [another
 //! history](super::history) may have that revision as well. In a large cluster, where all nodes cannot list at once, a
-//! broken watch is resumed there first, with a check of the own key, and everything is listed later. The config is read
-//! whenever a watch starts, and watched from there.
+//! broken watch is resumed there first, with a check of the own key, and everything is listed later. If what it would go
+//! on from is compacted, it goes on from the first revision that is not. The config is read whenever a watch starts, and
+//! watched from there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,6 +78,8 @@ enum Stop {
     Failed(StoreError),
     /// The stream does not continue from the list, or skips something.
     Outdated,
+    /// etcd has nothing from before this revision any more.
+    Compacted(i64),
     /// It is time for the list that was put off.
     Due,
     /// The receiver of the events is gone.
@@ -137,6 +140,7 @@ impl Watcher {
                 Stop::Due => {}
                 Stop::Closed => return,
                 Stop::Outdated => self.pause_before_list().await,
+                Stop::Compacted(first) => self.pause_after_compaction(first).await,
                 Stop::Broken => self.pause_before_going_on().await,
                 Stop::Failed(error) => {
                     let told = self.reporter.unreachable((&error).into()).await;
@@ -235,6 +239,17 @@ impl Watcher {
             }
             self.received(&response, leases).await?;
         }
+    }
+
+    /// What happened before revision `first` is gone. In a large cluster, where the list that shows it must wait, the watch
+    /// goes on from there: of what peers do from now on, nothing comes late.
+    async fn pause_after_compaction(&mut self, first: i64) {
+        let nodes = self.store.state.hold_down().population();
+        if nodes <= LISTED_AT_ONCE {
+            return self.pause_before_list().await;
+        }
+        self.store.servers.history.skip_to(first);
+        self.pause_before_going_on().await;
     }
 
     /// Draws another time for a list that would be made as soon as the watch goes on: by all nodes at once.
@@ -384,7 +399,11 @@ impl Watcher {
                 compacted,
                 "etcd compacted revisions that this node has not seen; listing all leases again"
             );
-            return Stop::Outdated;
+            return match compacted {
+                // A server that does not say.
+                ..=0 => Stop::Outdated,
+                first => Stop::Compacted(first),
+            };
         }
         self.broken(connection, Some(refused(response)))
     }

@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::base::http::Stream;
+use crate::base::http::{Stream, secure};
 
 /// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`).
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
@@ -41,8 +39,5 @@ pub(in crate::cluster::lease) async fn dial(
         .rsplit_once(':')
         .map_or(authority, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let name =
-        ServerName::try_from(server_name.unwrap_or(host).to_owned()).map_err(io::Error::other)?;
-    let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream);
-    Ok(Box::new(stream.await?))
+    secure(Box::new(stream), Arc::new(tls), server_name.unwrap_or(host)).await
 }

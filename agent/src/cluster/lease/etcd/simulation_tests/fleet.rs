@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::value::RawValue;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -68,6 +69,8 @@ pub(super) struct Fleet {
     pub(super) config: NetworkConfig,
     pub(super) nodes: usize,
     sample: usize,
+    /// Makes the last node publish new attributes.
+    change: Sender<LeaseAttrs>,
     tasks: JoinSet<()>,
 }
 
@@ -80,6 +83,8 @@ struct Node {
     store: EtcdStore,
     /// Whether it is in the sample.
     is_full: bool,
+    /// What to publish next; only the last node is told.
+    changes: Option<Receiver<LeaseAttrs>>,
     acquiring: JoinSet<Result<Taken, StoreError>>,
 }
 
@@ -87,13 +92,17 @@ pub(super) fn owner(number: usize) -> String {
     format!("{number:032x}")
 }
 
+/// A node's public address, outside the network.
+fn address(number: usize) -> Ipv4Addr {
+    Ipv4Addr::from(0xac10_0001 + u32::try_from(number).unwrap())
+}
+
 pub(super) fn attrs(number: usize) -> LeaseAttrs {
     let low = u32::try_from(number).unwrap();
     let [_, b, c, d] = low.to_be_bytes();
     let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:{b:02x}:{c:02x}:{d:02x}"}}"#);
     LeaseAttrs {
-        // Outside the network.
-        public_ip: Some(Ipv4Addr::from(0xac10_0001 + low)),
+        public_ip: Some(address(number)),
         public_ipv6: None,
         backend_type: "vxlan".to_owned(),
         backend_data: RawValue::from_string(data).ok(),
@@ -133,19 +142,25 @@ impl Fleet {
             tables: (0..sample).map(|_| Mutex::default()).collect(),
             ..Board::default()
         });
+        let (change, changes) = channel(1);
+        let mut changes = Some(changes);
         let mut fleet = Self {
             cluster,
             board,
             config,
             nodes,
             sample,
+            change,
             tasks: JoinSet::new(),
         };
         let mut seed = random_seed();
         for number in 0..nodes {
             let part = f64::from(u32::try_from(next_random(&mut seed) >> 32).unwrap());
             let after = within.mul_f64(part / f64::from(u32::MAX));
-            let node = fleet.node(number);
+            let mut node = fleet.node(number);
+            if number + 1 == nodes {
+                node.changes = changes.take();
+            }
             fleet.tasks.spawn(async move {
                 sleep(after).await;
                 node.run().await;
@@ -163,6 +178,7 @@ impl Fleet {
             board: Arc::clone(&self.board),
             store: store(&self.cluster, number, is_full),
             is_full,
+            changes: None,
             acquiring: JoinSet::new(),
         }
     }
@@ -171,6 +187,10 @@ impl Fleet {
     /// peers, with their present attributes.
     pub(super) fn agrees(&self) -> bool {
         if self.board.holding.load(Ordering::Relaxed) != self.nodes {
+            return false;
+        }
+        // What is compared first is what takes longest to become true.
+        if !(0..self.sample).all(|own| self.knows_as_many(own)) {
             return false;
         }
         let held = self.board.held.lock().unwrap();
@@ -190,16 +210,49 @@ impl Fleet {
         in_etcd && (0..self.sample).all(|own| self.knows_all(own, &held))
     }
 
+    fn knows_as_many(&self, own: usize) -> bool {
+        let table = self.board.tables[own].lock().unwrap();
+        table
+            .as_ref()
+            .is_some_and(|table| table.len() == self.nodes - 1)
+    }
+
     fn knows_all(&self, own: usize, held: &[Option<SubnetKey>]) -> bool {
         let table = self.board.tables[own].lock().unwrap();
-        let Some(table) = table.as_ref().filter(|table| table.len() == self.nodes - 1) else {
+        let Some(table) = table.as_ref() else {
             return false;
         };
         held.iter().enumerate().all(|(number, key)| {
             let peer = key.and_then(|key| table.get(&key));
-            number == own
-                || peer.is_some_and(|peer| peer.attrs.public_ip == attrs(number).public_ip)
+            number == own || peer.is_some_and(|peer| peer.attrs.public_ip == Some(address(number)))
         })
+    }
+
+    /// Lets the last node publish other attributes; returns how long it takes until all of the sample know them.
+    pub(super) async fn change_heard(&self, within: Duration) -> Duration {
+        let last = self.nodes - 1;
+        let data = r#"{"VNI":1,"VtepMAC":"02:00:00:ff:ff:ff"}"#;
+        let new = LeaseAttrs {
+            backend_data: RawValue::from_string(data.to_owned()).ok(),
+            ..attrs(last)
+        };
+        let start = Instant::now();
+        self.change.send(new).await.unwrap();
+        let knows = |own: usize| {
+            let key = self.board.held.lock().unwrap()[last];
+            let table = self.board.tables[own].lock().unwrap();
+            let peer = table
+                .as_ref()
+                .zip(key)
+                .and_then(|(table, key)| table.get(&key));
+            let found = peer.and_then(|peer| peer.attrs.backend_data.as_deref());
+            found.is_some_and(|found| found.get() == data)
+        };
+        while !(0..self.sample).all(|own| own == last || knows(own)) {
+            assert!(start.elapsed() < within, "a change is not known to all");
+            sleep(Duration::from_secs(1)).await;
+        }
+        start.elapsed()
     }
 
     /// Waits until [`Self::agrees`]; returns how long that took.
@@ -217,6 +270,14 @@ impl Fleet {
             sleep(Duration::from_secs(1)).await;
         }
         start.elapsed()
+    }
+}
+
+/// What to publish next; never, unless somebody tells.
+async fn changed(changes: &mut Option<Receiver<LeaseAttrs>>) -> Option<LeaseAttrs> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -247,6 +308,11 @@ impl Node {
                     }
                     _ => {}
                 },
+                Some(new) = changed(&mut self.changes) => {
+                    // The store retries.
+                    let _ = self.store.update(&new).await;
+                    self.attrs = new;
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && self.acquiring.is_empty() => {
                     due = None;
                     let taking = self.store.take(&self.config, &self.attrs, Past::from(Some(own.key)));

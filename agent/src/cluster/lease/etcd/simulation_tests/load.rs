@@ -7,8 +7,12 @@ use tokio::time::Instant;
 /// A kind of request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Kind {
-    /// A page of all leases, or those that changed.
+    /// The first page of all leases.
+    List,
+    /// A further one.
     Page,
+    /// The leases that changed since.
+    Refresh,
     /// One key, a few, or a number of keys.
     Get,
     Txn,
@@ -22,8 +26,10 @@ pub(super) enum Kind {
     Progress,
 }
 
-pub(super) const KINDS: [(Kind, &str); 9] = [
+pub(super) const KINDS: [(Kind, &str); 11] = [
+    (Kind::List, "list"),
     (Kind::Page, "page"),
+    (Kind::Refresh, "refresh"),
     (Kind::Get, "get"),
     (Kind::Txn, "txn"),
     (Kind::Grant, "grant"),
@@ -42,6 +48,7 @@ struct Second {
     read: u64,
     /// Sent as events of watches.
     watched: u64,
+    events: u64,
 }
 
 /// The load so far.
@@ -60,10 +67,27 @@ pub(super) struct Span {
     pub(super) peak: BTreeMap<Kind, usize>,
     /// The most of all kinds in one second.
     pub(super) peak_of_all: usize,
-    /// In bytes.
-    pub(super) read: u64,
-    pub(super) peak_read: u64,
-    pub(super) watched: u64,
+    /// Of replies to reads, in bytes.
+    pub(super) read: Bytes,
+    /// Of events, in bytes.
+    pub(super) watched: Bytes,
+    /// The number of events.
+    pub(super) events: u64,
+}
+
+/// How much was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bytes {
+    pub(super) total: u64,
+    /// The most in one second.
+    pub(super) peak: u64,
+}
+
+impl Bytes {
+    fn add(&mut self, in_a_second: u64) {
+        self.total += in_a_second;
+        self.peak = self.peak.max(in_a_second);
+    }
 }
 
 impl Load {
@@ -74,8 +98,9 @@ impl Load {
         }
     }
 
-    fn now(&mut self) -> &mut Second {
-        let second = usize::try_from(self.start.elapsed().as_secs()).unwrap();
+    fn second(&mut self, at: Instant) -> &mut Second {
+        let since = at.saturating_duration_since(self.start);
+        let second = usize::try_from(since.as_secs()).unwrap();
         if self.seconds.len() <= second {
             self.seconds.resize_with(second + 1, Second::default);
         }
@@ -83,26 +108,30 @@ impl Load {
     }
 
     pub(super) fn count(&mut self, kind: Kind, requests: usize, bytes: usize) {
-        let second = self.now();
+        let second = self.second(Instant::now());
         *second.requests.entry(kind).or_default() += requests;
         second.read += bytes as u64;
     }
 
-    pub(super) fn event(&mut self, bytes: usize, streams: usize) {
-        self.now().watched += (bytes * streams) as u64;
+    /// So many events are sent by then.
+    pub(super) fn event(&mut self, at: Instant, bytes: usize, events: usize) {
+        let second = self.second(at);
+        second.watched += bytes as u64;
+        second.events += events as u64;
     }
 
     /// The number of this second.
-    pub(super) fn mark(&mut self) -> usize {
-        self.now();
-        self.seconds.len() - 1
+    pub(super) fn mark(&self) -> usize {
+        usize::try_from(self.start.elapsed().as_secs()).unwrap()
     }
 
-    /// From a second on.
+    /// From a second until now.
     pub(super) fn since(&self, mark: usize) -> Span {
-        let mut span = Span::default();
-        for second in &self.seconds[mark..] {
-            span.seconds += 1;
+        let mut span = Span {
+            seconds: self.mark() + 1 - mark,
+            ..Span::default()
+        };
+        for second in self.seconds.iter().skip(mark).take(span.seconds) {
             let all: usize = second.requests.values().sum();
             span.peak_of_all = span.peak_of_all.max(all);
             for (kind, number) in &second.requests {
@@ -110,9 +139,9 @@ impl Load {
                 let peak = span.peak.entry(*kind).or_default();
                 *peak = (*peak).max(*number);
             }
-            span.read += second.read;
-            span.peak_read = span.peak_read.max(second.read);
-            span.watched += second.watched;
+            span.read.add(second.read);
+            span.watched.add(second.watched);
+            span.events += second.events;
         }
         span
     }

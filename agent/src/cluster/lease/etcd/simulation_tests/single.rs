@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::fleet::{attrs, owner, store};
 use super::server::{Cluster, Reach};
@@ -12,7 +12,7 @@ use super::{SECOND, network, put};
 use crate::cluster::lease::etcd::challenge::{self, Answer};
 use crate::cluster::lease::etcd::listing::list;
 use crate::cluster::lease::etcd::{EtcdStore, Held};
-use crate::cluster::lease::{Lease, LeaseStore, Past, StoreError, StoreEvent};
+use crate::cluster::lease::{Lease, LeaseStore, Past, StoreError, StoreEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 
 /// So many nodes wait up to twelve minutes before they list all leases, and up to twelve seconds before small requests.
@@ -231,4 +231,47 @@ async fn a_list_is_not_added_to_from_another_history() {
         listing.refresh(&node.store.store).await.unwrap();
         assert_eq!(listing.entries.len(), 0);
     }
+}
+
+/// Of a change that the compaction took, only the list tells, for which a node of a large cluster waits its turn.
+#[tokio::test(start_paused = true)]
+async fn after_a_compaction_only_what_was_missed_waits_for_the_list() {
+    let mut node = Node::start().await;
+    let prefix = node.store.store.keys.subnets.clone();
+    node.among_many();
+    let missed = attrs(2).owned_by(&owner(2));
+    let free = ["10.0.40.0-24", "10.0.41.0-24"];
+    let free = free.map(|name| SubnetKey::parse_name(name).unwrap());
+    let free = free.into_iter().find(|key| *key != node.lease.key).unwrap();
+    {
+        let mut inner = node.cluster.lock();
+        let key = format!("{prefix}{}", free.name());
+        put(&mut inner.world, &key, &missed.to_json().unwrap());
+        put(&mut inner.world, "/other", "x");
+        inner.world.compact();
+    }
+    node.cluster.set_all(Reach::Up);
+    // By now it watches again.
+    sleep(40 * SECOND).await;
+    let mut other = store(&node.cluster, 1, true);
+    let new = other.acquire(&node.config, &attrs(1), None).await.unwrap();
+    let begun = Instant::now();
+    // The list has both, and may come first.
+    let mut known = [new.key, free].map(|key| (key, None));
+    while known.iter().any(|(_, after)| after.is_none()) {
+        let event = timeout(900 * SECOND, node.store.next_event()).await;
+        let event = match event.unwrap() {
+            StoreEvent::AnotherHistory { reason } => panic!("{reason}"),
+            StoreEvent::Peers(event) => event,
+            _ => continue,
+        };
+        for (key, after) in &mut known {
+            if after.is_none() && event.leases().iter().any(|lease| lease.key == *key) {
+                *after = Some(begun.elapsed());
+            }
+        }
+    }
+    let [(_, new), (_, missed)] = known;
+    assert!(new.unwrap() < 5 * SECOND, "{new:?}");
+    assert!(missed.unwrap() < 800 * SECOND, "{missed:?}");
 }

@@ -1,13 +1,142 @@
 //! What a node that is not in the sample is shown: its own leases whole, and those of the others as few, wide ones.
 //!
-//! 65,000 nodes that all read 65,000 leases are four billion values to parse. The choice of a free subnet only needs to
-//! know which are taken, so all others' leases are merged into as few aligned blocks as cover the same subnets: the node
-//! ends with the same candidates. The load counts what a real server would have sent.
+//! 65,000 nodes that all read 65,000 leases are four billion values to parse and to keep. A node that has a lease needs
+//! those of others for its peers only, so it is shown none. One that chooses a subnet needs to know which are taken, and
+//! that only among the first free ones from which it chooses at random ([`Tried::candidates`]): up to there, all others'
+//! leases are merged into as few aligned blocks as cover the same subnets, so that the node ends with the same
+//! candidates. The load counts what a real server would have sent.
 
 use std::net::Ipv4Addr;
 
+use super::server::Keys;
+use super::world::{World, compacted};
 use crate::cluster::lease::SubnetKey;
-use crate::cluster::lease::etcd::rpc::KeyValue;
+use crate::cluster::lease::etcd::rpc::{Failure, KeyValue, Range, Ranged};
+
+/// What a node last tried to write as its lease.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tried {
+    key: Vec<u8>,
+    /// How often another was faster since it last succeeded.
+    lost_races: u32,
+}
+
+impl Tried {
+    /// The node wrote this key, or another was faster.
+    pub(super) fn wrote(&mut self, key: &[u8], succeeded: bool) {
+        key.clone_into(&mut self.key);
+        self.lost_races = match succeeded {
+            true => 0,
+            false => self.lost_races + 1,
+        };
+    }
+
+    /// Among how many free subnets the node will choose (`allocate::choose`). One more, since the lowest of a network is
+    /// none of them.
+    fn candidates(&self) -> usize {
+        100 * 10_usize.pow(self.lost_races.min(2)) + 1
+    }
+}
+
+/// One page of the leases for a node that `owner` names, and what a server would have had to send. All that is shown is
+/// on the first page.
+pub(super) fn page(
+    owner: &str,
+    tried: &Tried,
+    world: &World,
+    range: &Range,
+) -> Result<(Ranged, Keys), Failure> {
+    let all = world.taken.count();
+    if range.revision != 0 && (range.count_only || range.revision < world.compacted) {
+        // What such a node was shown is not what the cluster has, so the numbers would not match.
+        return Err(compacted());
+    }
+    let mut ranged = Ranged {
+        header: world.header(),
+        kvs: Vec::new(),
+        more: false,
+        count: i64::try_from(all).unwrap(),
+    };
+    if range.count_only {
+        let keys = Keys {
+            counted: all,
+            ..Keys::default()
+        };
+        return Ok((ranged, keys));
+    }
+    let begun = begun(world, &range.key);
+    if begun == 0 {
+        ranged.kvs = shown(owner, tried, world);
+    }
+    if range.min_modified != 0 {
+        let sent = world.changes_since(range.min_modified).min(all);
+        let keys = Keys {
+            sent,
+            left_out: all - sent,
+            counted: all,
+        };
+        return Ok((ranged, keys));
+    }
+    let limit = usize::try_from(range.limit).unwrap();
+    let rest = all.saturating_sub(begun);
+    let sent = rest.min(limit);
+    ranged.more = rest > limit;
+    if ranged.more {
+        ranged.kvs.push(end_of_page(world, begun + sent));
+    }
+    let keys = Keys {
+        sent,
+        left_out: 0,
+        counted: rest,
+    };
+    Ok((ranged, keys))
+}
+
+/// A key at the end of a page that tells how many leases came before: a subnet outside the network, as a host of the
+/// network would have it.
+fn end_of_page(world: &World, so_far: usize) -> KeyValue {
+    let number = u32::try_from(so_far).unwrap();
+    let address = Ipv4Addr::from(0xc000_0000 | number << 2);
+    merged(&world.subnets, &format!("{address}-30"), world.revision)
+}
+
+/// How many leases were on earlier pages.
+fn begun(world: &World, start: &[u8]) -> usize {
+    let name = std::str::from_utf8(&start[world.subnets.len()..]).unwrap();
+    let Some((address, _)) = name.split_once('-') else {
+        return 0;
+    };
+    let number = u32::from(address.parse::<Ipv4Addr>().unwrap());
+    usize::try_from((number & 0x3fff_ffff) >> 2).unwrap()
+}
+
+fn shown(owner: &str, tried: &Tried, world: &World) -> Vec<KeyValue> {
+    let own: Vec<KeyValue> = world.leases_of(owner).map(|kv| (**kv).clone()).collect();
+    if !own.is_empty() {
+        return own;
+    }
+    // The node may want the same subnet again, wherever it is.
+    let before = world.current(&tried.key).map(|kv| (**kv).clone());
+    let prefix = world.subnets.len();
+    let named = before.iter().map(|kv| &kv.key[prefix..]);
+    let blocks = world
+        .taken
+        .blocks(&world.subnets, named, tried.candidates(), world.revision);
+    before.into_iter().chain(blocks).collect()
+}
+
+/// A lease that stands for those of others: as a key that was just changed, so that it is no contradiction to anything
+/// that the node has seen.
+fn merged(prefix: &[u8], name: &str, revision: i64) -> KeyValue {
+    KeyValue {
+        key: [prefix, name.as_bytes()].concat(),
+        value: br#"{"PublicIP":"192.0.2.1"}"#.to_vec(),
+        created: 1,
+        modified: revision + 1,
+        version: 1,
+        lease: 0,
+    }
+}
 
 /// Which /24 of the network are taken.
 #[derive(Clone)]
@@ -49,14 +178,16 @@ impl Taken {
         self.count = self.count + usize::from(taken) - usize::from(was);
     }
 
-    /// The blocks, without the subnets named: as keys that were just changed.
+    /// The blocks below the first free subnets of this number, without the subnets named.
     pub(super) fn blocks<'a>(
         &self,
         prefix: &[u8],
         without: impl Iterator<Item = &'a [u8]>,
+        free: usize,
         revision: i64,
     ) -> Vec<KeyValue> {
         let mut rest = self.clone();
+        rest.clear_after(free);
         for name in without {
             rest.set(name, false);
         }
@@ -65,17 +196,28 @@ impl Taken {
         let kv = |(index, len): (usize, usize)| {
             let address = Ipv4Addr::from(self.first + (u32::try_from(index).unwrap() << 8));
             let name = format!("{address}-{}", 24 - len.ilog2());
-            KeyValue {
-                key: [prefix, name.as_bytes()].concat(),
-                value: br#"{"PublicIP":"192.0.2.1"}"#.to_vec(),
-                created: 1,
-                // Later than all that the node has seen, so that it is no contradiction to it.
-                modified: revision + 1,
-                version: 1,
-                lease: 0,
-            }
+            merged(prefix, &name, revision)
         };
         found.into_iter().map(kv).collect()
+    }
+
+    /// Frees all that lie after the first free ones of this number.
+    fn clear_after(&mut self, mut free: usize) {
+        for word in &mut self.bits {
+            let here = usize::try_from(word.count_zeros()).unwrap();
+            if free >= here {
+                free -= here;
+                continue;
+            }
+            for bit in 0..64 {
+                let mask = 1 << bit;
+                if free == 0 {
+                    *word &= !mask;
+                } else if *word & mask == 0 {
+                    free -= 1;
+                }
+            }
+        }
     }
 
     fn cover(&self, index: usize, len: usize, found: &mut Vec<(usize, usize)>) {
@@ -104,13 +246,15 @@ fn blocks_cover_what_is_taken_and_nothing_else() {
         taken.set(format!("10.0.{subnet}.0-24").as_bytes(), true);
     }
     let without = [&b"10.0.5.0-24"[..]];
-    let blocks = taken.blocks(b"/", without.into_iter(), 1);
-    let names = blocks
-        .iter()
-        .map(|kv| String::from_utf8_lossy(&kv.key).into_owned());
-    let names: Vec<_> = names.collect();
+    let names = |free| -> Vec<_> {
+        let blocks = taken.blocks(b"/", without.into_iter(), free, 1);
+        let names = blocks
+            .iter()
+            .map(|kv| String::from_utf8_lossy(&kv.key).into_owned());
+        names.collect()
+    };
     assert_eq!(
-        names,
+        names(1000),
         [
             "/10.0.4.0-24",
             "/10.0.6.0-23",
@@ -123,4 +267,7 @@ fn blocks_cover_what_is_taken_and_nothing_else() {
         ]
     );
     assert_eq!(taken.count(), 97);
+    // 10.0.200.0 lies after the first six free ones, all of them after the first two.
+    assert_eq!(names(6), names(1000)[..7]);
+    assert_eq!(names(2), [""; 0]);
 }

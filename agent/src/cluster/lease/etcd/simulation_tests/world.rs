@@ -41,7 +41,7 @@ pub(super) struct World {
     leases: HashMap<i64, Lease>,
     expiries: BTreeSet<(Instant, i64)>,
     /// The key prefix of the leases, and which subnets are taken.
-    subnets: Vec<u8>,
+    pub(super) subnets: Vec<u8>,
     pub(super) taken: Taken,
 }
 
@@ -426,4 +426,11 @@ pub(super) fn compacted() -> Failure {
 fn no_lease() -> Failure {
     let cause = "etcdserver: requested lease not found";
     Failure::answer(code::NOT_FOUND, cause.to_owned())
+}
+
+#[test]
+fn an_owner_is_found_in_a_value() {
+    let value = br#"{"PublicIP":"10.0.0.1","SelvageOwner":"node-7"}"#;
+    assert_eq!(owner(value).as_deref(), Some("node-7"));
+    assert_eq!(owner(br#"{"PublicIP":"10.0.0.1"}"#), None);
 }

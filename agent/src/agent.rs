@@ -83,9 +83,10 @@ impl Error {
 }
 
 /// Runs the agent until SIGTERM or SIGINT, with the names and locks claimed for it. The data plane stays in place when
-/// it ends. On SIGHUP `load` reloads the settings.
+/// it ends. On SIGHUP `load` reloads the settings. `is_first`: no agent has run with this state directory before.
 pub async fn run(
     settings: Settings,
+    is_first: bool,
     privileges: Privileges,
     claims: Claims,
     load: Load<'_>,
@@ -93,10 +94,13 @@ pub async fn run(
     let hangup = handle(SignalKind::hangup(), "SIGHUP")?;
     let mut terminate = handle(SignalKind::terminate(), "SIGTERM")?;
     let mut interrupt = handle(SignalKind::interrupt(), "SIGINT")?;
-    let (store, owner) = ChosenStore::new(&settings, || match &settings.agent.node_id {
+    let (mut store, owner) = ChosenStore::new(&settings, || match &settings.agent.node_id {
         Some(id) => Ok(id.clone()),
         None => Ok::<_, Error>(machine_id::owner("/".as_ref(), &settings.files.state_dir)?),
     })?;
+    if is_first {
+        store.expect_no_lease();
+    }
     let process = status::Agent {
         network: settings.agent.network.as_ref().map(ToString::to_string),
         ..status::Agent::of_process(&owner, status::now())

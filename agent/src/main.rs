@@ -99,7 +99,11 @@ fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn selvage() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = match Cli::of_run(std::env::args_os()) {
+        Some(cli) => Ok(cli),
+        None => Cli::try_parse(),
+    };
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) if error.kind() == clap::error::ErrorKind::DisplayVersion => {
             println!("{}", update::version_text(Path::new("/")));
@@ -164,16 +168,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
             let settings = start(&flags)?;
             runtime()?.block_on(leave::run(&settings, &mut stdout))?;
         }
-        Command::Options(OptionsCommand::Docker {
-            json,
-            nftables,
-            settings,
-        }) => {
-            let settings = start(&settings)?;
-            options::docker(&settings.files.subnet_file, nftables, json, &mut stdout)?;
-        }
-        Command::Options(OptionsCommand::Rkt) => stdout.write_all(options::RKT.as_bytes())?,
-        Command::Options(OptionsCommand::Cni) => stdout.write_all(options::CNI.as_bytes())?,
+        Command::Options(command) => options(command, &mut stdout)?,
         Command::Cni(command) => return Ok(cni::run(&command, &mut stdout)?),
         Command::Migrate(command) => {
             let settings = start_to_look(command.settings())?;
@@ -206,43 +201,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Update(command) => return update(&command, &mut stdout),
         Command::Sysext(command) => return sysext(&command, &mut stdout),
         Command::Fleet(command) => return fleet(&command, &mut stdout),
-        Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
-            ignition::render_command(&cluster, &out, &mut stdout)?;
-        }
-        Command::Ignition(IgnitionCommand::Check { file }) => {
-            ignition::check_command(&file, &mut stdout)?;
-        }
-        Command::Ignition(IgnitionCommand::Translate { file }) => {
-            ignition::translate_command(&file, &mut stdout)?;
-        }
-        Command::Ignition(IgnitionCommand::Report { patience, faults }) => {
-            let patience = Duration::from_secs(patience);
-            let faults = ignition::report_command(patience, faults, &mut stdout)?;
-            return Ok(u8::from(faults > 0));
-        }
-        Command::Ignition(IgnitionCommand::KernelArguments {
-            should_exist: present,
-            should_not_exist: absent,
-            image,
-            esp,
-        }) => {
-            let places = ignition::Places {
-                root: Path::new("/"),
-                image: &image,
-                esp: &esp,
-            };
-            let wanted = ignition::Wanted { present, absent };
-            let restarts = ignition::kernel_arguments_command(places, &wanted)?;
-            return Ok(if restarts { EXIT_RESTART } else { 0 });
-        }
-        Command::Ignition(IgnitionCommand::Record { platform, root }) => {
-            ignition::record_command(Path::new("/run"), &platform, &root)?;
-        }
-        Command::Ignition(IgnitionCommand::VerifyImage { root }) => {
-            for line in ignition::verify_image(&root)? {
-                writeln!(stdout, "unknown to agent/data/image.toml:{line}")?;
-            }
-        }
+        Command::Ignition(command) => return ignition(command, &mut stdout),
         Command::Image(ImageCommand::Embed { disk, config }) => {
             image_file::embed(&disk, &config, &mut stdout)?;
         }
@@ -271,12 +230,72 @@ fn run_agent(
     claims: Claims,
     load: agent::Load<'_>,
 ) -> anyhow::Result<()> {
-    let _lock = Lock::take(&settings.files.state_dir)?;
+    let lock = Lock::take(&settings.files.state_dir)?;
     // Before the privileges go that other users' directories may need.
     install::at_start(&settings);
     let privileges = Privileges::restrict(&settings, files)?;
-    runtime()?.block_on(agent::run(settings, privileges, claims, load))?;
+    let is_first = lock.is_first();
+    runtime()?.block_on(agent::run(settings, is_first, privileges, claims, load))?;
     Ok(())
+}
+
+fn options(command: OptionsCommand, stdout: &mut io::Stdout) -> anyhow::Result<()> {
+    match command {
+        OptionsCommand::Docker {
+            json,
+            nftables,
+            settings,
+        } => {
+            let settings = start(&settings)?;
+            options::docker(&settings.files.subnet_file, nftables, json, stdout)?;
+        }
+        OptionsCommand::Rkt => stdout.write_all(options::RKT.as_bytes())?,
+        OptionsCommand::Cni => stdout.write_all(options::CNI.as_bytes())?,
+    }
+    Ok(())
+}
+
+fn ignition(command: IgnitionCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {
+    match command {
+        IgnitionCommand::Render { cluster, out } => {
+            ignition::render_command(&cluster, &out, stdout)?;
+        }
+        IgnitionCommand::Check { file } => {
+            ignition::check_command(&file, stdout)?;
+        }
+        IgnitionCommand::Translate { file } => {
+            ignition::translate_command(&file, stdout)?;
+        }
+        IgnitionCommand::Report { patience, faults } => {
+            let patience = Duration::from_secs(patience);
+            let faults = ignition::report_command(patience, faults, stdout)?;
+            return Ok(u8::from(faults > 0));
+        }
+        IgnitionCommand::KernelArguments {
+            should_exist: present,
+            should_not_exist: absent,
+            image,
+            esp,
+        } => {
+            let places = ignition::Places {
+                root: Path::new("/"),
+                image: &image,
+                esp: &esp,
+            };
+            let wanted = ignition::Wanted { present, absent };
+            let restarts = ignition::kernel_arguments_command(places, &wanted)?;
+            return Ok(if restarts { EXIT_RESTART } else { 0 });
+        }
+        IgnitionCommand::Record { platform, root } => {
+            ignition::record_command(Path::new("/run"), &platform, &root)?;
+        }
+        IgnitionCommand::VerifyImage { root } => {
+            for line in ignition::verify_image(&root)? {
+                writeln!(stdout, "unknown to agent/data/image.toml:{line}")?;
+            }
+        }
+    }
+    Ok(0)
 }
 
 fn network(command: NetworkCommand) -> anyhow::Result<()> {

@@ -61,9 +61,10 @@ impl<S: LeaseStore> Agent<'_, S> {
             .expires
             .map(|at| at.saturating_duration_since(Instant::now()));
         let held = self.holds_lease(tasks);
+        let store = self.describe_store();
         let lease = status::Lease {
             held,
-            reservation: held && expiry.ttl.is_none(),
+            reservation: held && expiry.ttl.is_none() && !store.is_kubernetes(),
             ttl_seconds: expiry.ttl.map(|ttl| ttl.as_secs()),
             left_seconds: left.map(|left| left.as_secs()),
             trouble: text(&tasks.lease).or_else(|| text(&tasks.renewal)),
@@ -74,7 +75,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             time: status::now(),
             agent: self.process.clone(),
             health: Health::new(state, causes),
-            store: self.describe_store(),
+            store,
             network: Some(overlay.network(text(&tasks.config))),
             lease: Some(lease),
             underlay: Some(overlay.underlay()),

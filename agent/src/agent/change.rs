@@ -4,12 +4,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::overlay::{self, ConnectError, Membership, Overlay};
+use super::overlay::{ConnectError, Overlay};
 use super::task::Tasks;
 use super::{Agent, sample};
-use crate::cluster::lease::{LeaseAttrs, LeaseStore, StoreError, SubnetKey};
+use crate::cluster::lease::{LeaseStore, StoreError, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
-use crate::host::executor::Executor;
 use crate::host::open::{self, OpenError};
 use crate::telemetry::status::{Cause, Coded};
 
@@ -154,34 +153,19 @@ impl<S: LeaseStore> Agent<'_, S> {
         tasks.publish.ended(outcome.as_ref());
     }
 
-    /// Generates and publishes another MAC address or key than another node's, before it is programmed.
+    /// Generates and publishes another MAC address or key than another node's, before the peers are programmed.
     pub(super) async fn change_identity(
         &mut self,
-        membership: &mut Membership,
+        overlay: &mut Overlay,
         duplicate: SubnetKey,
-        executor: &mut Executor,
     ) -> Result<(), Cause> {
         warn_of_duplicate(duplicate);
-        let (underlay, host, backend) = overlay::connect(
-            &self.prescribed_settings(),
-            &self.privileges,
-            &membership.config,
-            true,
-            executor,
-        )
-        .await
-        .map_err(|error| error.to_cause())?;
-        let attrs = backend.lease_attrs();
-        self.store
-            .update(&attrs)
+        overlay
+            .renew_identity(&self.prescribed_settings(), &self.privileges)
             .await
             .map_err(|error| error.to_cause())?;
-        membership.own.attrs = LeaseAttrs {
-            owner: membership.own.attrs.owner.take(),
-            ..attrs
-        };
-        (membership.underlay, membership.host, membership.backend) = (underlay, host, backend);
-        Ok(())
+        let published = self.store.update(&overlay.lease_attrs()).await;
+        published.map_err(|error| error.to_cause())
     }
 }
 

@@ -1,16 +1,24 @@
 //! Joining the overlay: whatever is missing is waited for, and every attempt starts over.
 
-use tokio::time::Instant;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::overlay::{self, CloudRoutes, EarlierRun, Membership, Overlay, Programmed};
 use super::{Agent, node_faults, sample, task};
 use crate::base::logging::chain;
 use crate::cluster::lease::{LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
 use crate::host::executor::Executor;
 use crate::host::subnet_file;
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code, Coded};
+
+/// How long the list of peers may take before this host begins without it. The store of etcd has the list at once, and
+/// a cluster of some hundred nodes takes no longer.
+const HEAD_START: Duration = Duration::from_millis(10);
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Joins the overlay, however long that takes, and programs the host. Some peers may still have to be programmed.
@@ -20,10 +28,9 @@ impl<S: LeaseStore> Agent<'_, S> {
         let mut cloud = CloudRoutes::new(&self.settings.files.state_dir);
         loop {
             let reason = match self.become_member(&mut executor).await {
-                Ok((membership, leases)) => {
+                Ok(membership) => {
                     let mut overlay = Overlay::new(&self.settings, membership, (executor, cloud));
-                    overlay.begin(leases);
-                    match overlay.join().await {
+                    match self.enter(&mut overlay).await {
                         Ok(programmed) => return (overlay, programmed),
                         Err(reason) => {
                             (executor, cloud) = overlay.into_parts();
@@ -62,10 +69,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Attempts once everything that comes before programming; the error says what is missing.
-    async fn become_member(
-        &mut self,
-        executor: &mut Executor,
-    ) -> Result<(Membership, LeaseEvent), Cause> {
+    async fn become_member(&mut self, executor: &mut Executor) -> Result<Membership, Cause> {
         let config = self.store.network_config().await;
         let config = config.map_err(|error| self.store_failed(&error))?;
         let (underlay, host, backend) = overlay::connect(
@@ -88,33 +92,47 @@ impl<S: LeaseStore> Agent<'_, S> {
         let own = self.acquire(&config, &backend.lease_attrs(), past).await;
         let own = own.map_err(|error| self.store_failed(&error))?;
         self.log_lease(own.key, own.attrs.public_address());
-        let mut membership = Membership {
+        Ok(Membership {
             config,
             underlay,
             host,
             backend,
             own,
             earlier_run,
-        };
-        let leases = self.first_snapshot(&membership).await?;
-        // Yield even to younger leases: peers that already use such a lease keep it, while no peer knows this node's yet.
-        let duplicate = overlay::duplicates(&membership.own, leases.leases()).next();
+        })
+    }
+
+    /// Programs the host once the peers are known; what it needs for itself sooner, if they take long.
+    async fn enter(&mut self, overlay: &mut Overlay) -> Result<Programmed, Cause> {
+        let config = overlay.config().clone();
+        let leases = {
+            let mut listed = pin!(self.first_snapshot(&config));
+            tokio::select! {
+                leases = &mut listed => leases,
+                () = sleep(HEAD_START) => {
+                    overlay.prepare().await;
+                    listed.await
+                }
+            }
+        }?;
+        // Yield even to younger leases: peers that already use such a lease keep it, while few know this node's yet.
+        let duplicate = overlay::duplicates(overlay.own(), leases.leases()).next();
         if let Some(duplicate) = duplicate.map(|lease| lease.key) {
-            self.change_identity(&mut membership, duplicate, executor)
-                .await?;
+            self.change_identity(overlay, duplicate).await?;
         }
-        Ok((membership, leases))
+        overlay.begin(leases);
+        overlay.join().await
     }
 
     /// Waits for the list of peers: without it, a restarted agent would treat their kernel objects as stale.
-    async fn first_snapshot(&mut self, membership: &Membership) -> Result<LeaseEvent, Cause> {
+    async fn first_snapshot(&mut self, config: &NetworkConfig) -> Result<LeaseEvent, Cause> {
         loop {
             match self.store.next_event().await {
                 StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => return Ok(event),
                 StoreEvent::Peers(LeaseEvent::Changes { .. })
                 | StoreEvent::Renewed { .. }
                 | StoreEvent::RenewalFailed { .. } => (),
-                StoreEvent::NetworkConfig(Ok(config)) if *config == membership.config => (),
+                StoreEvent::NetworkConfig(Ok(now)) if *now == *config => (),
                 StoreEvent::NetworkConfig(_) => {
                     return Err(Cause::new(
                         Code::NetworkConfigChanged,

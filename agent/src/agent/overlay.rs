@@ -46,6 +46,7 @@ use crate::host::reconcile::Reconciler;
 use crate::host::underlay;
 use crate::plan::backend::plan::Plan;
 use crate::plan::backend::{Backend, BackendConfig, Setup};
+use crate::plan::state::State;
 use crate::plan::underlay::Underlay;
 use crate::settings::Settings;
 use crate::telemetry::status;
@@ -86,6 +87,13 @@ pub(crate) struct Membership {
     pub(crate) earlier_run: EarlierRun,
 }
 
+/// What the wanted state consists of, apart from the plan and the former backends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Wanted {
+    /// Whether the own subnets have blackhole routes.
+    blackhole: bool,
+}
+
 /// The overlay of this host.
 pub(crate) struct Overlay {
     config: NetworkConfig,
@@ -96,6 +104,10 @@ pub(crate) struct Overlay {
     own: Lease,
     peers: PeerTable,
     plan: Plan,
+    /// The wanted state of a plan just made, which nothing has changed since.
+    planned: Option<State>,
+    /// What the reconciler's wanted state was made for; `None` if the plan was made anew since.
+    wanted: Option<Wanted>,
     /// Refusals that were logged.
     refused: BTreeMap<SubnetKey, PeerRefusal>,
     /// Former backends, while they are still needed.
@@ -111,6 +123,10 @@ pub(crate) struct Overlay {
     cloud: CloudRoutes,
     cloud_reach: Reach,
     subnet_file: PathBuf,
+    /// Whether the peers were listed.
+    knows_peers: bool,
+    /// Whether `subnet.env` was written before that, for the log.
+    prepared: bool,
     /// Whether the kernel has been programmed once, for the log.
     programmed: bool,
     /// Whether everything made under another network config is gone.
@@ -139,7 +155,9 @@ impl Overlay {
         peers.set_host(host.clone());
         Self {
             peers,
-            plan: Plan::new(&*backend, &own.key, []),
+            plan: Plan::new(Arc::clone(&backend), &own.key, []),
+            planned: None,
+            wanted: None,
             refused: BTreeMap::new(),
             former_backends: Vec::new(),
             greetings: Greetings::default(),
@@ -154,6 +172,8 @@ impl Overlay {
             cloud,
             cloud_reach: cloud::reach(settings),
             subnet_file: settings.files.subnet_file.clone(),
+            knows_peers: false,
+            prepared: false,
             programmed: false,
             old_network_removed: false,
             journal: Journal {
@@ -223,10 +243,12 @@ impl Overlay {
     /// would not be used, and with ten thousand peers they are many.
     pub(crate) fn begin(&mut self, leases: LeaseEvent) {
         self.peers.apply(leases).log(|_| false);
+        self.knows_peers = true;
         self.make_plan();
     }
 
-    /// What lies inside the networks but is not part of the overlay.
+    /// What lies inside the networks but is not part of the overlay; before the peers are known, nothing that a peer may
+    /// have.
     fn outside(&self) -> Vec<IpNet> {
         let own = self.own.key.nets();
         own.flat_map(|own| {
@@ -234,7 +256,7 @@ impl Overlay {
             let network = networks.find(|network| network.contains(&own));
             let is_leased = |link: &IpNet| {
                 let mut leased = self.peers.peers().flat_map(|peer| peer.key.nets());
-                leased.any(|net| link.contains(&net) || net.contains(link))
+                !self.knows_peers || leased.any(|net| link.contains(&net) || net.contains(link))
             };
             network.map_or_else(Vec::new, |network| {
                 self.host.outside(network, own, is_leased)
@@ -279,8 +301,10 @@ impl Overlay {
     }
 
     fn make_plan(&mut self) {
-        let peers = self.peers.peers().map(AsRef::as_ref);
-        self.plan = Plan::new(&*self.backend, &self.own.key, peers);
+        let peers = self.peers.peers().cloned();
+        let (plan, state) = Plan::with_state(Arc::clone(&self.backend), &self.own.key, peers);
+        self.plan = plan;
+        (self.planned, self.wanted) = (Some(state), None);
         self.log_refusals();
     }
 

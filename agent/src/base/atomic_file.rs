@@ -1,4 +1,5 @@
-//! Replaces a file atomically: a reader, even after a power loss, sees either the old or the new contents.
+//! Replaces a file atomically: a reader, even after a power loss, sees either the old or the new contents; with
+//! [`replace_soon`] except after a power loss in the next moment.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -6,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
+use std::thread;
 
 /// Makes `contents` the contents of the file at `path`, atomically and durably.
 ///
@@ -16,11 +18,30 @@ use std::path::Path;
 /// # Errors
 /// Any error of the file system; the old contents are then still in place.
 pub fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
-    let mode = match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => metadata.permissions().mode() & 0o7777,
-        _ => mode,
-    };
-    write(path, mode, |file| file.write_all(contents))
+    let mode = kept_mode(path).unwrap_or(mode);
+    write(path, mode, Durability::Now, |file| file.write_all(contents))
+}
+
+/// As [`replace`], but does not wait for the disk: another thread does. For what can be made anew, on a path that must be
+/// short.
+///
+/// A power loss in the next moment may leave an empty file, which the reader must take for a missing one.
+///
+/// # Errors
+/// As [`replace`], but for those of the disk.
+pub fn replace_soon(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let mode = kept_mode(path).unwrap_or(mode);
+    write(path, mode, Durability::Soon, |file| {
+        file.write_all(contents)
+    })
+}
+
+/// The permission bits of an existing file.
+fn kept_mode(path: &Path) -> Option<u32> {
+    let metadata = fs::metadata(path).ok()?;
+    metadata
+        .is_file()
+        .then(|| metadata.permissions().mode() & 0o7777)
 }
 
 /// As [`replace`], with the contents of `from`; the file always gets `mode`.
@@ -28,7 +49,9 @@ pub fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
 /// # Errors
 /// As [`replace`], and any error of reading.
 pub(crate) fn copy(path: &Path, from: &mut File, mode: u32) -> io::Result<()> {
-    write(path, mode, |file| io::copy(from, file).map(drop))
+    write(path, mode, Durability::Now, |file| {
+        io::copy(from, file).map(drop)
+    })
 }
 
 /// Removes what a crash of [`replace`] or [`copy`] left beside the file. Nobody may be writing it meanwhile.
@@ -68,9 +91,19 @@ fn hidden(name: &OsStr) -> OsString {
     hidden
 }
 
+/// When the new contents are on the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    /// Before the file has its name.
+    Now,
+    /// Some time after.
+    Soon,
+}
+
 fn write(
     path: &Path,
     mode: u32,
+    durability: Durability,
     contents: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
@@ -92,9 +125,30 @@ fn write(
     file.as_file()
         .set_permissions(Permissions::from_mode(mode))?;
     contents(file.as_file_mut())?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    File::open(directory)?.sync_all()
+    if durability == Durability::Now {
+        file.as_file().sync_all()?;
+    }
+    let file = file.persist(path).map_err(|error| error.error)?;
+    let directory = File::open(directory)?;
+    match durability {
+        Durability::Now => directory.sync_all(),
+        Durability::Soon => {
+            sync_soon(file, directory);
+            Ok(())
+        }
+    }
+}
+
+/// Has a thread of its own wait for the disk. Without one the kernel writes the file by itself, within half a minute.
+fn sync_soon(file: File, directory: File) {
+    /// Room for two system calls.
+    const STACK: usize = 64 << 10;
+    let sync = move || {
+        // Nobody waits for the outcome; the file can be read in any case.
+        let _ = file.sync_all().and_then(|()| directory.sync_all());
+    };
+    let thread = thread::Builder::new().name("sync".to_owned());
+    let _ = thread.stack_size(STACK).spawn(sync);
 }
 
 #[cfg(test)]
@@ -119,6 +173,20 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(mode(&path), 0o600);
         let left = fs::read_dir(directory.path().join("a/b")).unwrap().count();
+        assert_eq!(left, 1, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn what_is_synced_later_is_read_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/file");
+        for text in ["one", "two"] {
+            replace_soon(&path, text.as_bytes(), 0o640).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(mode(&path), 0o640);
+        }
+        assert!(replace_soon(directory.path(), b"", 0o644).is_err());
+        let left = fs::read_dir(directory.path().join("a")).unwrap().count();
         assert_eq!(left, 1, "a temporary file was left behind");
     }
 

@@ -49,6 +49,7 @@ fn unit(directory: &Path) -> String {
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
+    is_first: bool,
 }
 
 impl Lock {
@@ -66,6 +67,11 @@ impl Lock {
                 result => return result,
             }
         }
+    }
+
+    /// Whether nobody has ever taken this lock before: the state directory is new.
+    pub fn is_first(&self) -> bool {
+        self.is_first
     }
 
     /// The id of the process that holds a state directory's lock, or "unknown"; `None` if nobody does, or if it cannot be
@@ -100,9 +106,14 @@ impl Lock {
         file.set_permissions(private).map_err(io)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
+                // Whoever has taken it has written into it.
+                let is_first = file.metadata().map_err(io)?.len() == 0;
                 file.set_len(0).map_err(io)?;
                 writeln!(file, "{}", std::process::id()).map_err(io)?;
-                Ok(Self { _file: file })
+                Ok(Self {
+                    _file: file,
+                    is_first,
+                })
             }
             Err((mut file, nix::Error::EWOULDBLOCK)) => Err(Error::Held {
                 pid: read_pid(&mut file),
@@ -146,6 +157,7 @@ mod tests {
     fn second_agent_is_told_who_runs() {
         let directory = tempfile::TempDir::new().unwrap();
         let first = Lock::take(directory.path()).unwrap();
+        assert!(first.is_first());
         let error = Lock::take(directory.path()).unwrap_err();
         assert!(
             error.to_string().contains(&std::process::id().to_string()),
@@ -157,6 +169,6 @@ mod tests {
         let _blue = Lock::take(&network).unwrap();
         let error = Lock::take(&network).unwrap_err();
         assert!(error.to_string().ends_with("stop selvage@blue)"), "{error}");
-        Lock::take(directory.path()).unwrap();
+        assert!(!Lock::take(directory.path()).unwrap().is_first());
     }
 }

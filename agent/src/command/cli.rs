@@ -5,25 +5,29 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
-use crate::appliance::fleet::records::MOST;
 use crate::base::terminal::Colour;
-use crate::cluster::lease::SubnetKey;
 use crate::command::boot_check::BootCheckFlags;
 use crate::command::cni::CniCommand;
 use crate::command::metadata::{METADATA_HELP, MetadataFlags};
 use crate::command::options::OptionsCommand;
 use crate::command::sysext::SysextCommand;
 use crate::command::update::{UPDATE_HELP, UpdateCommand};
-use crate::settings::fleet::is_group;
 use crate::settings::{
-    CleanupFlags, DoctorSettings, LeaveFlags, NetworkSettings, PeersSettings, ReserveSettings,
-    RunFlags, ServeFlags, SettingsFlags, StatusSettings,
+    CleanupFlags, DoctorSettings, LeaveFlags, PeersSettings, RunFlags, ServeFlags, StatusSettings,
 };
 use crate::telemetry::control;
 
+mod fleet;
+mod ignition;
 mod migrate;
+mod network;
+mod run;
 
+use self::fleet::FLEET_HELP;
+pub use self::fleet::{FleetCommand, FleetFlags};
+pub use self::ignition::IgnitionCommand;
 pub use self::migrate::{MigrateCommand, MigrateFlags};
+pub use self::network::NetworkCommand;
 
 /// Joins this host to a cluster-wide overlay network, before its container runtime starts.
 #[derive(Debug, Parser)]
@@ -254,265 +258,6 @@ fn parse_asked(text: &str) -> Result<IpNet, String> {
     control::parse_asked(text).ok_or_else(|| {
         "expected an address such as 10.5.1.2, or a subnet such as 10.5.1.0/24".to_owned()
     })
-}
-
-/// What to do with the network config and the leases.
-#[derive(Debug, Subcommand)]
-pub enum NetworkCommand {
-    /// Print the network config, with the defaults that it leaves out.
-    Get {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-        /// How to reach etcd.
-        #[command(flatten)]
-        settings: NetworkSettings,
-    },
-    /// Check a network config and put it into etcd.
-    Set {
-        /// Keep an existing network config, and exit successfully.
-        #[arg(long)]
-        if_absent: bool,
-        /// Seconds to go on trying while no server of etcd answers, 0 to 3600.
-        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-        #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
-        wait: u64,
-        /// File of flannel's JSON; - is standard input.
-        #[arg(default_value = "-")]
-        file: PathBuf,
-        /// How to reach etcd.
-        #[command(flatten)]
-        settings: NetworkSettings,
-    },
-    /// List all leases: subnet, public address, backend, owner and TTL.
-    Leases {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-        /// How to reach etcd.
-        #[command(flatten)]
-        settings: NetworkSettings,
-    },
-    /// List the reservations alone.
-    Reservations {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-        /// How to reach etcd.
-        #[command(flatten)]
-        settings: NetworkSettings,
-    },
-    /// Reserve a subnet for the node that holds it, or a free one for the node named by --public-ip or --public-ipv6.
-    ///
-    /// A reservation has no time limit: its node is given this subnet whenever it takes one, and nobody else is.
-    Reserve {
-        /// 10.5.1.0/24; in a network of two families 10.5.1.0/24,fd00:1::/64
-        #[arg(value_parser = SubnetKey::parse_argument)]
-        subnet: SubnetKey,
-        /// How to reach etcd.
-        #[command(flatten)]
-        settings: ReserveSettings,
-    },
-    /// End a reservation; the node that uses the subnet keeps it as a lease.
-    Unreserve {
-        /// As for reserve.
-        #[arg(value_parser = SubnetKey::parse_argument)]
-        subnet: SubnetKey,
-        /// How to reach etcd.
-        #[command(flatten)]
-        settings: NetworkSettings,
-    },
-}
-
-impl NetworkCommand {
-    /// How etcd is reached.
-    pub fn settings(&self) -> &SettingsFlags {
-        match self {
-            Self::Get { settings, .. }
-            | Self::Set { settings, .. }
-            | Self::Leases { settings, .. }
-            | Self::Reservations { settings, .. }
-            | Self::Unreserve { settings, .. } => settings,
-            Self::Reserve { settings, .. } => settings,
-        }
-    }
-}
-
-/// What the manual says of the settings.
-const FLEET_HELP: &str = "\
-Machines that update by themselves wait for their place in the roll-out, stop at
-a version that failed elsewhere, and take a lock before they go down, as the
-table [fleet] in agent.toml says; environment and flags have no such settings:
-
-  lock           etcd, none, or a FleetLock server: http://HOST[:PORT][/PATH] or
-                 https://... (default: etcd)
-  group          machines that share a lock: 1 to 64 of a-z, A-Z, 0-9, . and -
-                 (default: default)
-  cafile         authorities for https, PEM (default: the system's)
-  drain-timeout  1 to 86400 seconds for each program in /etc/selvage/drain.d,
-                 which are run before the reboot (default: 300)
-
-Exit status: 64 bad arguments, 78 a bad setting; else as each command says.";
-
-/// What to do about the fleet.
-#[derive(Debug, Subcommand)]
-pub enum FleetCommand {
-    /// Show all machines: version, slot, what they are doing, and who has the lock since when.
-    ///
-    /// Exit status: 0 no version is stopped, 1 etcd does not answer, 2 a version failed on too many machines and is not
-    /// started any more.
-    Status {
-        /// Print JSON; its schema is stable.
-        #[arg(long)]
-        json: bool,
-        /// When to use colours.
-        #[arg(long, value_enum, default_value_t = Colour::Auto)]
-        color: Colour,
-        /// Which fleet.
-        #[command(flatten)]
-        flags: FleetFlags,
-    },
-    /// Take the lock away from a machine that will not give it back.
-    ///
-    /// Make sure that the machine is gone, or well: the next one goes down at once.
-    Unlock {
-        /// Its host name or machine ID, as status shows them.
-        node: String,
-        /// Which fleet.
-        #[command(flatten)]
-        flags: FleetFlags,
-    },
-    /// Let a version start again that failed on too many machines.
-    ///
-    /// The machines on which it failed do not try it again by themselves.
-    Reset {
-        /// Which version.
-        version: String,
-        /// Which fleet.
-        #[command(flatten)]
-        flags: FleetFlags,
-    },
-    /// Set how many machines may update at a time, and how many may fail.
-    Set {
-        /// How many may hold the lock at a time; 0 stops all updates.
-        #[arg(long, value_name = "N", required_unless_present = "breaker")]
-        #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(MOST)))]
-        holders: Option<u32>,
-        /// A version that failed on so many machines is not started any more.
-        #[arg(long, value_name = "K")]
-        #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
-        breaker: Option<u32>,
-        /// Which fleet.
-        #[command(flatten)]
-        flags: FleetFlags,
-    },
-}
-
-/// Which fleet, and how to reach it.
-#[derive(Args, Clone, Debug)]
-pub struct FleetFlags {
-    /// The machines that share a lock [fleet.group; default: default].
-    #[arg(long, value_name = "NAME", value_parser = parse_group)]
-    pub group: Option<String>,
-    /// How to reach etcd.
-    #[command(flatten)]
-    pub settings: NetworkSettings,
-}
-
-impl FleetCommand {
-    /// Which fleet.
-    pub fn flags(&self) -> &FleetFlags {
-        match self {
-            Self::Status { flags, .. }
-            | Self::Unlock { flags, .. }
-            | Self::Reset { flags, .. }
-            | Self::Set { flags, .. } => flags,
-        }
-    }
-}
-
-fn parse_group(text: &str) -> Result<String, &'static str> {
-    match is_group(text) {
-        true => Ok(text.to_owned()),
-        false => Err("expected 1 to 64 of a-z, A-Z, 0-9, . and -"),
-    }
-}
-
-/// What to do with Ignition configs.
-#[derive(Debug, Subcommand)]
-pub enum IgnitionCommand {
-    /// Write one Ignition config for each node of a cluster description.
-    Render {
-        /// The cluster description (TOML).
-        #[arg(value_name = "CLUSTER.toml")]
-        cluster: PathBuf,
-        /// Directory for the configs, NAME.ign each; made if it is missing.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-    },
-    /// Check an Ignition config; the message points at the field that is wrong.
-    Check {
-        /// The Ignition config (JSON).
-        file: PathBuf,
-    },
-    /// Print an Ignition config in a spec that the image's Ignition reads: 3.4.0 and 3.5.0 as 3.3.0.
-    ///
-    /// Any other config is printed as it is. Configs that it carries as data: URLs are translated as well. Exit status 78
-    /// when it asks for what only a later Ignition can do; the message points at the field. The image does this with the
-    /// config of its first boot, so it is needed only for configs that are fetched by another one.
-    Translate {
-        /// The Ignition config (JSON).
-        file: PathBuf,
-    },
-    /// Show what the config of the first boot made, and what it asked for and this machine does not do.
-    ///
-    /// First what was made, by kind, and from where; the sources of the config; and what of it was ignored. Then what does
-    /// not happen; exit status 1 when there is any: units to be enabled that are not there, were left out because something that they
-    /// need is missing, or are masked, and drop-ins for units that are not there. The image runs it late in every boot.
-    Report {
-        /// Wait for the end of the boot, but not longer; units that are starting then are not judged.
-        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-        #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
-        patience: u64,
-        /// Only what does not happen.
-        #[arg(long)]
-        faults: bool,
-    },
-    /// Write a config's kernel arguments to the EFI system partition; the initrd does so.
-    ///
-    /// Exit status 75 when the machine must restart for them.
-    #[command(hide = true)]
-    KernelArguments {
-        /// An argument that the kernel must have.
-        #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
-        should_exist: Vec<String>,
-        /// An argument that it must not have.
-        #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
-        should_not_exist: Vec<String>,
-        /// The root with the image's /usr.
-        #[arg(long, value_name = "DIR")]
-        image: PathBuf,
-        /// The mounted EFI system partition.
-        #[arg(long, value_name = "DIR")]
-        esp: PathBuf,
-    },
-    /// Write down what Ignition did; the initrd does so at the end of the first boot's work.
-    #[command(hide = true)]
-    Record {
-        /// Ignition's name of the platform.
-        #[arg(long, value_name = "NAME")]
-        platform: String,
-        /// The machine's root, where the record is kept.
-        #[arg(value_name = "DIR")]
-        root: PathBuf,
-    },
-    /// Compare the image with what `check` knows of it; the image's build does so.
-    #[command(hide = true)]
-    VerifyImage {
-        /// The image's root, with /usr and /etc.
-        #[arg(value_name = "DIR")]
-        root: PathBuf,
-    },
 }
 
 /// What to do with an image file.

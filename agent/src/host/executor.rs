@@ -250,7 +250,7 @@ impl Executor {
             .apply(&changes, scope, &mut self.data_plane, broken)
             .await?;
         let Applied {
-            outcomes,
+            mut failures,
             recreated,
             broken,
         } = applied;
@@ -269,8 +269,11 @@ impl Executor {
         self.release_devices();
         let claimed = claimed.into_iter();
         let claimed = claimed.map(|(name, change)| (change, Err(ChangeError::Claimed(name))));
+        let of_kernel = changes.into_iter().enumerate();
+        let of_kernel = of_kernel
+            .map(move |(index, change)| (change, failures.remove(&index).map_or(Ok(()), Err)));
         let outcomes = claimed
-            .chain(changes.into_iter().zip(outcomes))
+            .chain(of_kernel)
             .chain(forwards.into_iter().zip(of_forwards))
             .chain(policies(new, of_new))
             .chain(policies(old, of_old))

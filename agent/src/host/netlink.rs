@@ -7,8 +7,10 @@
 
 mod address;
 mod apply;
+mod batch;
 mod bridge;
 mod device;
+mod filter;
 mod generic;
 pub(crate) mod host;
 pub(crate) mod inventory;
@@ -43,6 +45,7 @@ pub(crate) use self::ownership::{DEVICES, MARK, Mark};
 pub use self::socket::{KernelError, Refused};
 pub(crate) use self::tun::TunDevices;
 pub use self::wireguard::Session;
+pub(crate) use self::xfrm::CHARON_PRIORITY;
 use crate::base::net::{Family, InterfaceName};
 use crate::base::network_name::NetworkName;
 use crate::plan::state::{Object, Tun};

@@ -247,6 +247,38 @@ impl Reconciler {
         Ok(self.finish(report, start))
     }
 
+    /// Makes those of these objects that are missing; changes and removes nothing. Returns whether all are as given
+    /// then. If one is there in another form, or where hooks or connections belong to the scope, nothing is made.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resync`].
+    pub(crate) async fn add(&mut self, objects: &State) -> Result<bool, KernelError> {
+        if self.scope.hooks.is_some() || self.scope.ipsec {
+            return Ok(false);
+        }
+        self.unsure = true;
+        let observed = self.executor.observe(&self.scope).await?.state;
+        let lacking = |(key, object): &(&Key, &Object)| {
+            let there = observed.get(key);
+            !there.is_some_and(|there| there.satisfies(object))
+        };
+        let lacking: Vec<_> = objects.iter().filter(lacking).collect();
+        if lacking.iter().any(|(key, _)| observed.contains_key(key)) {
+            return Ok(false);
+        }
+        let changes = lacking.into_iter().map(|(key, object)| Change::Set {
+            key: key.clone(),
+            object: object.clone(),
+            was: None,
+        });
+        let mut report = Report::default();
+        let recreated = self.apply(changes.collect(), &mut report).await?;
+        self.totals.add(report.counts);
+        self.unsure = true;
+        Ok(!recreated && report.is_complete())
+    }
+
     /// Applies a change of the wanted state without observing the kernel.
     ///
     /// If the last pass was incomplete for another reason than a conflicting object, or if a device changes, this is a

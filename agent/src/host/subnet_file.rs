@@ -107,7 +107,8 @@ impl SubnetFile {
         if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
             return Ok(false);
         }
-        atomic_file::replace(path, text.as_bytes(), 0o644)
+        // The store knows this node's subnet, too; and containers wait for the file.
+        atomic_file::replace_soon(path, text.as_bytes(), 0o644)
             .map_err(|error| Error::new("write", path, error))?;
         Ok(true)
     }

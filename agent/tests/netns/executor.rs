@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::net::if_::if_nametoindex;
 use selvage::cluster::lease::Lease;
@@ -282,7 +283,7 @@ fn what_others_made_is_left_alone() {
         // A change of the peer in question must not clobber the other's route either.
         let mut moved = peer(1);
         moved.attrs.public_ip = Some([192, 0, 2, 200].into());
-        let delta = agent.plan.set_peer(&*agent.backend, &moved);
+        let delta = agent.plan.set_peer(&Arc::new(moved.clone()));
         let report = agent.reconciler.update(delta).await.unwrap();
         assert_eq!(report.counts.changed, 1, "the forwarding entry");
         assert!(matches!(

@@ -8,6 +8,7 @@
 
 use std::future::Future;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -119,8 +120,9 @@ impl Host {
         config: &str,
         peers: &[Lease],
     ) -> Agent {
-        let backend = self.open(config, &mut executor).await;
-        let plan = Plan::new(&*backend, &subnet(n), peers);
+        let backend: Arc<dyn Backend> = self.open(config, &mut executor).await.into();
+        let peers = peers.iter().cloned().map(Arc::new);
+        let plan = Plan::new(Arc::clone(&backend), &subnet(n), peers);
         let mut reconciler = Reconciler::new(executor, backend.scope());
         reconciler.set_desired(plan.state());
         Agent {
@@ -136,7 +138,7 @@ impl Host {
 }
 
 pub(crate) struct Agent {
-    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) backend: Arc<dyn Backend>,
     pub(crate) plan: Plan,
     pub(crate) reconciler: Reconciler,
 }
@@ -149,7 +151,7 @@ impl Agent {
     }
 
     pub(crate) async fn set_peer(&mut self, peer: &Lease) -> Report {
-        let delta = self.plan.set_peer(&*self.backend, peer);
+        let delta = self.plan.set_peer(&Arc::new(peer.clone()));
         self.update(delta).await
     }
 

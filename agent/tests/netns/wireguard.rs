@@ -14,6 +14,7 @@
 
 use std::net::Ipv6Addr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use nix::net::if_::if_nametoindex;
 use selvage::cluster::lease::{Lease, SubnetKey};
@@ -81,7 +82,8 @@ async fn start(host: &Host, state_dir: &TempDir, n: u8, networks: &str, options:
     let mut executor = Executor::open().unwrap();
     let backend = BackendConfig::parse(&config).unwrap();
     let backend = open(&backend, setup, &mut executor).await.unwrap();
-    let plan = Plan::new(&*backend, &subnets(networks, n), []);
+    let backend: Arc<dyn selvage::plan::backend::Backend> = backend.into();
+    let plan = Plan::new(Arc::clone(&backend), &subnets(networks, n), []);
     let mut reconciler = Reconciler::new(executor, backend.scope());
     reconciler.set_desired(plan.state());
     Agent {
@@ -149,7 +151,8 @@ fn a_start_programs_device_and_peers_and_a_restart_changes_nothing() {
         let peers: Vec<_> = (2..5).map(silent).collect();
         let begin = async || {
             let mut agent = start(&host, &host.state_dir, 1, V4, &options).await;
-            agent.plan = Plan::new(&*agent.backend, &subnets(V4, 1), &peers);
+            let leases = peers.iter().cloned().map(Arc::new);
+            agent.plan = Plan::new(Arc::clone(&agent.backend), &subnets(V4, 1), leases);
             agent.reconciler.set_desired(agent.plan.state());
             agent
         };
@@ -254,9 +257,7 @@ fn restarts_and_other_peers_lose_no_packet() {
         let flood = Flood::start(&a);
         for _ in 0..3 {
             let mut restarted = start(&a, &a.state_dir, 1, V4, "").await;
-            restarted
-                .plan
-                .set_peer(&*restarted.backend, &lease_of(&on_b, V4, 2));
+            restarted.plan.set_peer(&Arc::new(lease_of(&on_b, V4, 2)));
             restarted.reconciler.set_desired(restarted.plan.state());
             assert_eq!(restarted.resync().await.counts, Counts::default());
         }
@@ -271,9 +272,7 @@ fn restarts_and_other_peers_lose_no_packet() {
         // Another keepalive and another port are changed in place.
         let options = r#","PersistentKeepaliveInterval":9"#;
         let mut changed = start(&a, &a.state_dir, 1, V4, options).await;
-        changed
-            .plan
-            .set_peer(&*changed.backend, &lease_of(&on_b, V4, 2));
+        changed.plan.set_peer(&Arc::new(lease_of(&on_b, V4, 2)));
         changed.reconciler.set_desired(changed.plan.state());
         assert_eq!(changed.resync().await.counts.changed, 1);
         flood.assert_no_loss("restarts, other peers, another keepalive");
@@ -336,7 +335,8 @@ fn a_thousand_peers_are_programmed_and_found_again() {
     block_on(async {
         let peers: Vec<_> = (2..2 + COUNT).map(silent).collect();
         let mut agent = start(&host, &host.state_dir, 1, V4, "").await;
-        agent.plan = Plan::new(&*agent.backend, &subnets(V4, 1), &peers);
+        let leases = peers.iter().cloned().map(Arc::new);
+        agent.plan = Plan::new(Arc::clone(&agent.backend), &subnets(V4, 1), leases);
         agent.reconciler.set_desired(agent.plan.state());
         let report = agent.resync().await;
         assert_eq!(report.counts.created, 3 + u64::from(COUNT));

@@ -1,10 +1,11 @@
 //! How the overlay's state gets into the kernel, the ruleset and `subnet.env`.
 
 use tokio::time::{Instant, sleep_until};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::former_backend::FormerBackend;
-use super::{Failed, Overlay};
+use super::{Failed, Overlay, Wanted};
+use crate::base::logging::chain;
 use crate::cluster::lease::LeaseEvent;
 use crate::host::hooks;
 use crate::host::netlink::{Failure, KernelError};
@@ -30,18 +31,20 @@ impl Overlay {
         let changes = self.peers.apply(event);
         self.log(&changes);
         self.journal.note_peers(&changes, &self.peers);
+        self.planned = None;
         let mut delta = Delta::new();
         for peer in &changes.removed {
             delta.extend(self.plan.remove_peer(&peer.key));
         }
         for peer in &changes.added {
-            delta.extend(self.plan.set_peer(&*self.backend, peer));
+            delta.extend(self.plan.set_peer(peer));
         }
         for peer in changes.changed.iter().map(|update| &update.new) {
-            let before = self.plan.peer(&peer.key).to_vec();
-            delta.extend(self.plan.set_peer(&*self.backend, peer));
+            let before = self.plan.peer(&peer.key);
+            delta.extend(self.plan.set_peer(peer));
             let had = |key: &&Key| before.iter().any(|(had, _)| had == *key);
-            let now = self.plan.peer(&peer.key).iter().map(|(key, _)| key);
+            let now = self.plan.peer(&peer.key);
+            let now = now.iter().map(|(key, _)| key);
             self.greetings
                 .add(now.filter(|key| !had(key)), Instant::now());
         }
@@ -102,6 +105,29 @@ impl Overlay {
         programmed
     }
 
+    /// Makes the host's own device and addresses and writes `subnet.env` while the list of peers is on its way, so that
+    /// containers need not wait for it. Only adds: what an earlier run left for peers stays as it is. Where that does
+    /// not suffice, nothing is written: the pass with all peers does the whole work.
+    pub(crate) async fn prepare(&mut self) {
+        let own = self.backend.own(&self.own.key);
+        match self.reconciler.add(&own).await {
+            Ok(true) => (),
+            Ok(false) => {
+                info!("the host's own part is programmed when the peers are known");
+                return;
+            }
+            Err(error) => {
+                debug!("failed to program the host's own part: {}", chain(&error));
+                return;
+            }
+        }
+        self.program_firewall();
+        match self.write_subnet_file() {
+            Ok(()) => self.prepared = true,
+            Err(error) => debug!("{}", chain(&error)),
+        }
+    }
+
     /// Programs everything that the host needs to be on the overlay, and waits until it is in place; the error says
     /// what is missing. Some peers may still have to be programmed.
     pub(crate) async fn join(&mut self) -> Result<Programmed, Cause> {
@@ -145,16 +171,7 @@ impl Overlay {
     }
 
     pub(super) async fn program_kernel(&mut self) -> Result<Report, KernelError> {
-        let mut desired = self.plan.state();
-        self.settle_former_backends();
-        for former in self.former_backends.iter().rev() {
-            former.add_to(&self.own.key, &mut desired);
-        }
-        if self.firewall_settings.blackhole_route {
-            let nets = self.own.key.nets();
-            desired.extend(nets.map(|net| (Key::Blackhole(net), Object::Blackhole)));
-        }
-        self.reconciler.set_desired(desired);
+        self.set_desired();
         let report = self.reconciler.resync().await?;
         self.greet_peers_of(&report.made);
         let still_runs = |key: &Key| report.pending && matches!(key, Key::Hook(_));
@@ -173,6 +190,29 @@ impl Overlay {
             );
         }
         Ok(report)
+    }
+
+    /// Passes the wanted state to the reconciler, unless it has that already: changes of single peers reach it by
+    /// [`Self::apply`].
+    fn set_desired(&mut self) {
+        let blackhole = self.firewall_settings.blackhole_route;
+        let is_known = self.wanted.replace(Wanted { blackhole }) == Some(Wanted { blackhole });
+        if is_known && self.former_backends.is_empty() {
+            return;
+        }
+        let mut desired = match self.planned.take() {
+            Some(planned) => planned,
+            None => self.plan.state(),
+        };
+        self.settle_former_backends();
+        for former in self.former_backends.iter().rev() {
+            former.add_to(&self.own.key, &mut desired);
+        }
+        if blackhole {
+            let nets = self.own.key.nets();
+            desired.extend(nets.map(|net| (Key::Blackhole(net), Object::Blackhole)));
+        }
+        self.reconciler.set_desired(desired);
     }
 
     /// Waits until a former backend is no longer needed; forever if there is none.
@@ -227,7 +267,7 @@ impl Overlay {
         if written {
             self.journal.written = Some(status::now());
         }
-        if written || !self.programmed {
+        if written || !(self.programmed || self.prepared) {
             info!(path = %self.subnet_file.display(), "subnet file written");
         }
         Ok(())

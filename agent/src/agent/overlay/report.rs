@@ -164,12 +164,11 @@ impl Overlay {
         let lease = used.map_or(latest, AsRef::as_ref);
         let refusal = self.peers.refusal(&key);
         let unplanned = self.plan.refusal(&key);
-        let trouble = self
-            .plan
-            .peer(&key)
+        let objects = self.plan.peer(&key);
+        let trouble = objects
             .iter()
             .find_map(|(key, _)| self.journal.failed_objects.get(key));
-        let (tunnel, no_tunnel) = self.tunnel(self.plan.peer(&key));
+        let (tunnel, no_tunnel) = self.tunnel(&objects);
         let (state, refusal, reason) = match (used, unplanned, trouble) {
             (None, _, _) => (PeerState::Refused, refusal, None),
             (Some(_), Some(unplanned), _) => (PeerState::Refused, Some(unplanned), None),
@@ -180,7 +179,7 @@ impl Overlay {
             },
         };
         let seen = self.journal.times.get(&key);
-        let counted = count(self.plan.peer(&key), sessions).or_else(|| tunnel.map(session));
+        let counted = count(&objects, sessions).or_else(|| tunnel.map(session));
         Peer {
             subnet: key.v4,
             subnet_v6: key.v6,
@@ -208,7 +207,7 @@ impl Overlay {
         let (owner, peer) = self.owner(asked);
         let mut objects = Vec::new();
         if let Some(lease) = &peer {
-            let wanted = self.plan.peer(&lease.key).to_vec();
+            let wanted = self.plan.peer(&lease.key);
             let found = self
                 .reconciler
                 .find(wanted.iter().map(|(key, _)| key))

@@ -30,7 +30,7 @@ impl Overlay {
         let failed = |key: &_| {
             let objects = self.plan.peer(key);
             let mut keys = objects.iter().map(|(key, _)| key);
-            keys.any(|key| failed_objects.contains_key(key)) || self.tunnel(objects).1.is_some()
+            keys.any(|key| failed_objects.contains_key(key)) || self.tunnel(&objects).1.is_some()
         };
         self.peers
             .peers()

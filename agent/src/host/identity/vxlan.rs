@@ -85,8 +85,8 @@ fn store(stored: Stored, file: &Path) -> Result<(), IdentityError> {
     if let Some(replaced) = stored.instead_of {
         text += &format!("{INSTEAD_OF}{replaced}\n");
     }
-    // World-readable: it is no secret, every peer knows it.
-    atomic_file::replace(file, text.as_bytes(), 0o644).map_err(super::write_error(WHAT, file))
+    // World-readable: it is no secret, every peer knows it. A node that loses it in a power cut has a new one.
+    atomic_file::replace_soon(file, text.as_bytes(), 0o644).map_err(super::write_error(WHAT, file))
 }
 
 /// Reads the file; a damaged one counts as missing.

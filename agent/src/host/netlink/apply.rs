@@ -1,19 +1,19 @@
 //! Kernel changes, in batches, with one result per change.
 
+mod link;
 mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::packet_route::route::RouteProtocol;
 use thiserror::Error;
-use tracing::debug;
 
 pub(crate) use self::wireguard::HandshakeRequest;
 use super::FAMILIES;
+use super::batch::Batch;
 use super::message::{Message, Request, Verb};
 use super::nexthop::{self, NextHopAttribute, NextHopMessage};
 use super::observe::is_inside;
@@ -21,11 +21,11 @@ use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
 use super::tun::TunDevices;
 use super::wireguard::Change as PeerChange;
-use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
+use super::{Kernel, KernelError, Refused, address, family, neighbor};
 use crate::base::net::InterfaceName;
 use crate::base::service;
 use crate::host::hooks::CommandError;
-use crate::plan::state::{Change, Key, Link, LinkKind, Object, Route, Scope, Wireguard};
+use crate::plan::state::{Change, Key, Object, Route, Scope};
 
 /// Why a change failed.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -88,8 +88,8 @@ impl fmt::Display for Failure {
 /// The results of a list of changes.
 #[derive(Debug, Default)]
 pub(crate) struct Applied {
-    /// One per change.
-    pub(crate) outcomes: Vec<Result<(), ChangeError>>,
+    /// The changes that failed, by their places in the list.
+    pub(crate) failures: BTreeMap<usize, ChangeError>,
     /// Whether a device was recreated on the way, so that everything on it must be programmed again.
     pub(crate) recreated: bool,
     /// Devices that could not be created.
@@ -101,8 +101,9 @@ struct Work<'a> {
     scope: &'a Scope,
     changes: &'a [Change],
     applied: Applied,
-    /// Unsent requests, each with the index of its change.
-    queue: Vec<(usize, Request)>,
+    /// Unsent requests, and the indices of their changes.
+    batch: Batch,
+    queue: Vec<usize>,
     /// Whether the queue holds a next hop, which must exist before a route can refer to it.
     queued_next_hop: bool,
     /// Unsent changes of WireGuard peers. At most one of the two queues is non-empty.
@@ -110,6 +111,18 @@ struct Work<'a> {
     tuns: &'a mut dyn TunDevices,
     /// Routes that the kernel refused with EEXIST.
     occupied: Vec<usize>,
+}
+
+impl Work<'_> {
+    /// Queues the request for a change.
+    fn add(&mut self, index: usize, request: &Request) {
+        self.batch.add(request);
+        self.queue.push(index);
+    }
+
+    fn fail(&mut self, index: usize, error: ChangeError) {
+        self.applied.failures.insert(index, error);
+    }
 }
 
 impl Kernel {
@@ -129,10 +142,10 @@ impl Kernel {
             scope,
             changes,
             applied: Applied {
-                outcomes: changes.iter().map(|_| Ok(())).collect(),
-                recreated: false,
                 broken,
+                ..Applied::default()
             },
+            batch: Batch::default(),
             queue: Vec::with_capacity(BATCH),
             queued_next_hop: false,
             peers: Vec::new(),
@@ -158,10 +171,10 @@ impl Kernel {
             match self.encode(&work, change, Verb::Add).await? {
                 Ok(Some(request)) => {
                     work.queued_next_hop |= matches!(change.key(), Key::NextHop(..));
-                    work.queue.push((index, request));
+                    work.add(index, &request);
                 }
                 Ok(None) => {}
-                Err(error) => work.applied.outcomes[index] = Err(error),
+                Err(error) => work.fail(index, error),
             }
         }
         self.flush(&mut work).await?;
@@ -183,11 +196,15 @@ impl Kernel {
         self.flush_peers(work).await?;
         work.queued_next_hop = false;
         while !work.queue.is_empty() {
-            let (indices, requests): (Vec<_>, Vec<_>) = work.queue.drain(..).unzip();
-            let outcomes = self.socket.batch(&requests).await?;
+            let refusals = self.socket.exchange(&mut work.batch).await?;
             service::step();
-            for (index, outcome) in indices.into_iter().zip(outcomes) {
-                let Err(refused) = outcome else { continue };
+            work.batch.clear();
+            let refusals = refusals.into_iter();
+            let refusals: Vec<_> = refusals
+                .map(|(place, refused)| (work.queue[place], refused))
+                .collect();
+            work.queue.clear();
+            for (index, refused) in refusals {
                 self.note_refusal(work, index, refused);
             }
         }
@@ -225,13 +242,12 @@ impl Kernel {
                     (taken, object, self.indices.get(link))
                 {
                     let id = self.ids.allocate(link, *gateway);
-                    let request = next_hop(Verb::Add, id, oif, *gateway, *onlink);
-                    work.queue.push((index, request));
+                    work.add(index, &next_hop(Verb::Add, id, oif, *gateway, *onlink));
                 } else {
-                    work.applied.outcomes[index] = Err(refused.into());
+                    work.fail(index, refused.into());
                 }
             }
-            _ => work.applied.outcomes[index] = Err(refused.into()),
+            _ => work.fail(index, refused.into()),
         }
     }
 
@@ -371,124 +387,6 @@ impl Kernel {
         }
     }
 
-    async fn apply_link(
-        &mut self,
-        work: &mut Work<'_>,
-        index: usize,
-        name: &InterfaceName,
-        change: &Change,
-    ) -> Result<(), KernelError> {
-        let outcome = match change {
-            Change::Del { .. } => self.delete_link(work, name).await?,
-            Change::Set {
-                object: Object::Link(want),
-                was: Some(Object::Link(was)),
-                ..
-            } => self.change_link(work, name, was, want).await?,
-            Change::Set {
-                object: Object::Link(want),
-                ..
-            } => self.create_link(work, name, want).await?,
-            Change::Set { .. } => Ok(()),
-        };
-        // A working device remains useful to the peers even if, say, its MTU cannot be changed.
-        let works = matches!(
-            change,
-            Change::Set { was: Some(Object::Link(was)), .. } if was.up && !work.applied.recreated
-        );
-        if outcome.is_err() && !works {
-            work.applied.broken.insert(name.clone());
-        }
-        work.applied.outcomes[index] = outcome;
-        Ok(())
-    }
-
-    async fn create_link(
-        &mut self,
-        work: &mut Work<'_>,
-        name: &InterfaceName,
-        want: &Link,
-    ) -> Result<Result<(), ChangeError>, KernelError> {
-        let created = match (link::create(name, want), &want.kind) {
-            (Some(request), _) => self.request(request).await?,
-            (None, LinkKind::Tun(tun)) => work.tuns.open(name, tun, want.mtu),
-            (None, _) => Ok(()),
-        };
-        if created.is_err() {
-            return Ok(created);
-        }
-        // No router on the overlay may configure the host; flannel sets this, too. Ignored: without IPv6 the file is
-        // missing.
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
-        match self.find_link(name).await? {
-            Some(found) => {
-                let nothing = Wireguard::default();
-                if let Err(error) = self.set_wireguard(found.index, &nothing, want).await? {
-                    return Ok(Err(error));
-                }
-                if let Some(mark) = self.mark()
-                    && let Err(error) = self.request(link::set_alias(found.index, mark)).await?
-                {
-                    return Ok(Err(error));
-                }
-                // The data plane creates the TUN device with its own MTU.
-                let was = Link {
-                    mtu: found.mtu,
-                    up: found.up,
-                    kind: want.kind.clone(),
-                };
-                self.request(link::change(found.index, &was, want)).await
-            }
-            None => Ok(Err(ChangeError::NoDevice(name.clone()))),
-        }
-    }
-
-    async fn change_link(
-        &mut self,
-        work: &mut Work<'_>,
-        name: &InterfaceName,
-        was: &Link,
-        want: &Link,
-    ) -> Result<Result<(), ChangeError>, KernelError> {
-        let Some(&index) = self.indices.get(name) else {
-            return Ok(Err(ChangeError::NoDevice(name.clone())));
-        };
-        if let Some(options) = link::change_options(index, was, want)
-            && let Err(error) = self.request(options).await?
-        {
-            debug!(link = %name, %error, "failed to change the device in place; recreating it");
-            work.applied.recreated = true;
-            return match self.delete_link(work, name).await? {
-                Ok(()) => self.create_link(work, name, want).await,
-                Err(error) => Ok(Err(error)),
-            };
-        }
-        if let LinkKind::Wireguard(was) = &was.kind
-            && let Err(error) = self.set_wireguard(index, was, want).await?
-        {
-            return Ok(Err(error));
-        }
-        work.tuns.set_mtu(name, want.mtu);
-        self.request(link::change(index, was, want)).await
-    }
-
-    async fn delete_link(
-        &mut self,
-        work: &mut Work<'_>,
-        name: &InterfaceName,
-    ) -> Result<Result<(), ChangeError>, KernelError> {
-        work.tuns.close(name);
-        let Some(found) = self.find_link(name).await? else {
-            return Ok(Ok(()));
-        };
-        let outcome = self.request(link::delete(found.index)).await?;
-        if outcome.is_ok() {
-            self.indices.remove(name);
-            self.ids.remove_link(name);
-        }
-        Ok(outcome)
-    }
-
     async fn request(&mut self, request: Request) -> Result<Result<(), ChangeError>, KernelError> {
         let outcome = self.socket.batch(&[request]).await?.into_iter().next();
         Ok(outcome.unwrap_or(Ok(())).map_err(ChangeError::from))
@@ -528,16 +426,18 @@ impl Kernel {
                 };
                 if !self.may_replace(work.scope, &changes[index], existing, device.as_ref()) {
                     let device = device.map(|name| format!(" dev {name}"));
-                    work.applied.outcomes[index] = Err(ChangeError::Conflict {
-                        existing: format!("{existing}{}", device.unwrap_or_default()),
-                    });
+                    let existing = format!("{existing}{}", device.unwrap_or_default());
+                    work.fail(index, ChangeError::Conflict { existing });
                     continue;
                 }
             }
             match self.encode(work, &changes[index], Verb::Replace).await? {
-                Ok(Some(request)) => work.queue.push((index, request)),
+                Ok(Some(request)) => work.add(index, &request),
                 Ok(None) => {}
-                Err(error) => work.applied.outcomes[index] = Err(error),
+                Err(error) => work.fail(index, error),
+            }
+            if work.queue.len() >= BATCH {
+                self.flush(work).await?;
             }
         }
         self.flush(work).await

@@ -21,7 +21,7 @@ use super::message::Message;
 use super::observe::{is_inside, is_ours};
 use super::socket::{DATAGRAM, Messages};
 use super::xfrm::{self, NETLINK_XFRM, Notice, XfrmMessage};
-use super::{Kernel, KernelError, address, host, link, neighbor, route};
+use super::{Kernel, KernelError, address, filter, host, link, neighbor, route};
 use crate::base::net::InterfaceName;
 use crate::plan::state::{Key, Object, Scope, State};
 use crate::plan::underlay::Underlay;
@@ -133,6 +133,10 @@ impl Monitor {
             // With CAP_NET_ADMIN this may exceed net.core.rmem_max.
             if setsockopt(&*inner, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
                 inner.set_rx_buf_sz(RECEIVE_BUFFER)?;
+            }
+            // Optional: what comes nevertheless is recognised by its port.
+            if let Err(error) = filter::drop_from(&*inner, kernel.socket.port()) {
+                debug!(%error, "the kernel also queues notifications about this agent's own changes");
             }
             for group in GROUPS {
                 match inner.add_membership(group as u32) {

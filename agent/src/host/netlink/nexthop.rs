@@ -16,7 +16,7 @@
 //!
 //! This is `struct nhmsg` of linux/nexthop.h.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use rtnetlink::packet_core::{
@@ -195,7 +195,8 @@ pub(super) struct Ids {
     base: u32,
     /// The bits that vary.
     mask: u32,
-    ours: HashMap<(InterfaceName, IpAddr), u32>,
+    /// By device and gateway. B-trees, since a hash table keeps up to half of its room free.
+    ours: BTreeMap<InterfaceName, BTreeMap<IpAddr, u32>>,
     taken: HashSet<u32>,
 }
 
@@ -209,7 +210,7 @@ impl Ids {
         Self {
             base,
             mask,
-            ours: HashMap::new(),
+            ours: BTreeMap::new(),
             taken: HashSet::new(),
         }
     }
@@ -221,14 +222,17 @@ impl Ids {
 
     /// The ID of one of our next hops.
     pub(super) fn get(&self, link: &InterfaceName, gateway: IpAddr) -> Option<u32> {
-        self.ours.get(&(link.clone(), gateway)).copied()
+        self.ours.get(link)?.get(&gateway).copied()
     }
 
     /// Records an existing next hop of ours. Returns `false` if there is another with the same path.
     pub(super) fn insert(&mut self, link: &InterfaceName, gateway: IpAddr, id: u32) -> bool {
         self.taken.insert(id);
-        let known = self.ours.entry((link.clone(), gateway)).or_insert(id);
-        *known == id
+        let of_link = match self.ours.get_mut(link) {
+            Some(of_link) => of_link,
+            None => self.ours.entry(link.clone()).or_default(),
+        };
+        *of_link.entry(gateway).or_insert(id) == id
     }
 
     /// Records an ID that another program uses.
@@ -256,7 +260,8 @@ impl Ids {
 
     /// Forgets a next hop; its ID stays reserved if another program has it.
     pub(super) fn remove(&mut self, link: &InterfaceName, gateway: IpAddr, still_taken: bool) {
-        if let Some(id) = self.ours.remove(&(link.clone(), gateway))
+        let of_link = self.ours.get_mut(link);
+        if let Some(id) = of_link.and_then(|of_link| of_link.remove(&gateway))
             && !still_taken
         {
             self.taken.remove(&id);
@@ -265,14 +270,9 @@ impl Ids {
 
     /// Forgets the next hops of a device, which the kernel drops when the device goes down or is removed.
     pub(super) fn remove_link(&mut self, link: &InterfaceName) {
-        let taken = &mut self.taken;
-        self.ours.retain(|(of, _), id| {
-            let stays = of != link;
-            if !stays {
-                taken.remove(id);
-            }
-            stays
-        });
+        for id in self.ours.remove(link).unwrap_or_default().values() {
+            self.taken.remove(id);
+        }
     }
 }
 

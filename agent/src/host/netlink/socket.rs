@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{SndBuf, SndBufForce};
 use rtnetlink::packet_core::{
-    Emitable, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NetlinkBuffer,
-    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    ErrorMessage, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -22,6 +22,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 use tracing::{debug, trace};
 
+use super::batch::Batch;
 use super::generic::attributes;
 use super::message::{Message, Request, Verb};
 
@@ -163,49 +164,58 @@ impl<M: Protocol> Socket<M> {
     }
 
     /// Sends requests in batches and returns the result of each.
-    ///
-    /// The kernel always replies to a failed request; an ACK is requested only for the last of a batch. Replies come in
-    /// the order of the requests, so one reply implies that all before it are done.
     pub(super) async fn batch(
         &mut self,
         requests: &[Request<M>],
     ) -> Result<Vec<Result<(), Refused>>, KernelError> {
-        let mut outcomes = Vec::with_capacity(requests.len());
-        for batch in requests.chunks(BATCH) {
-            let exchange = self.exchange(batch, &mut outcomes);
-            timeout(DEADLINE, exchange)
-                .await
-                .map_err(|_| KernelError::Deadline)??;
+        let mut outcomes: Vec<_> = requests.iter().map(|_| Ok(())).collect();
+        let mut batch = Batch::default();
+        for (requests, outcomes) in requests.chunks(BATCH).zip(outcomes.chunks_mut(BATCH)) {
+            batch.clear();
+            for request in requests {
+                batch.add(request);
+            }
+            for (index, refused) in self.exchange(&mut batch).await? {
+                outcomes[index] = Err(refused);
+            }
         }
         Ok(outcomes)
     }
 
-    async fn exchange(
+    /// Sends a batch and returns the refusals, each with the place of its request in the batch.
+    ///
+    /// The kernel always replies to a failed request; an ACK is requested only for the last of a batch. Replies come in
+    /// the order of the requests, so one reply implies that all before it are done.
+    pub(super) async fn exchange(
         &mut self,
-        batch: &[Request<M>],
-        outcomes: &mut Vec<Result<(), Refused>>,
-    ) -> Result<(), KernelError> {
-        let first = self.send(batch, batch.len() - 1).await?;
-        let start = outcomes.len();
-        outcomes.extend(batch.iter().map(|_| Ok(())));
-        loop {
-            for message in self.receive().await? {
-                let Ok(message) = message else { continue };
-                let index = message.header.sequence_number.wrapping_sub(first) as usize;
-                let (true, NetlinkPayload::Error(error)) = (index < batch.len(), &message.payload)
-                else {
-                    continue;
-                };
-                if let Some(refused) = refused(error, message.header.flags) {
-                    let (request, verb) = (&batch[index].message, batch[index].verb);
-                    trace!(request = request.message_type(), ?verb, %refused, "netlink request refused");
-                    outcomes[start + index] = Err(refused);
-                }
-                if index == batch.len() - 1 {
-                    return Ok(());
+        batch: &mut Batch,
+    ) -> Result<Vec<(usize, Refused)>, KernelError> {
+        let last = batch.len().saturating_sub(1);
+        batch.acknowledge(last);
+        let exchange = async {
+            let first = self.send(batch).await?;
+            let mut refusals = Vec::new();
+            loop {
+                for message in self.receive().await? {
+                    let Ok(message) = message else { continue };
+                    let index = message.header.sequence_number.wrapping_sub(first) as usize;
+                    let (true, NetlinkPayload::Error(error)) = (index <= last, &message.payload)
+                    else {
+                        continue;
+                    };
+                    if let Some(refused) = refused(error, message.header.flags) {
+                        trace!(request = batch.kind(index), %refused, "netlink request refused");
+                        refusals.push((index, refused));
+                    }
+                    if index == last {
+                        return Ok(refusals);
+                    }
                 }
             }
-        }
+        };
+        timeout(DEADLINE, exchange)
+            .await
+            .map_err(|_| KernelError::Deadline)?
     }
 
     /// Sends requests that take effect all or none: the first begins the batch and the last ends it. Returns the first
@@ -219,7 +229,7 @@ impl<M: Protocol> Socket<M> {
     ) -> Result<Result<(), Refused>, KernelError> {
         let exchange = async {
             let acknowledged = requests.len().saturating_sub(2);
-            let first = self.send(requests, acknowledged).await?;
+            let first = self.request(requests, acknowledged).await?;
             let mut outcome = Ok(());
             loop {
                 for message in self.receive().await? {
@@ -250,7 +260,7 @@ impl<M: Protocol> Socket<M> {
         request: Request<M>,
     ) -> Result<Result<Option<M>, Refused>, KernelError> {
         let exchange = async {
-            let first = self.send(&[request], 0).await?;
+            let first = self.request(&[request], 0).await?;
             let mut answer = None;
             loop {
                 for message in self.receive().await? {
@@ -323,7 +333,7 @@ impl<M: Protocol> Socket<M> {
         request: &Request<M>,
         take: &mut (dyn FnMut(Option<M>) + Send),
     ) -> Result<bool, KernelError> {
-        let first = self.send(std::slice::from_ref(request), 0).await?;
+        let first = self.request(std::slice::from_ref(request), 0).await?;
         let mut complete = true;
         loop {
             for message in self.receive().await? {
@@ -359,34 +369,28 @@ impl<M: Protocol> Socket<M> {
 
     /// Sends requests in one datagram; returns the sequence number of the first. The one at `acknowledged` requests an
     /// ACK unless it is a dump.
-    async fn send(
+    async fn request(
         &mut self,
         requests: &[Request<M>],
         acknowledged: usize,
     ) -> Result<u32, KernelError> {
-        let first = self.sequence.wrapping_add(1);
-        let mut datagram = Vec::new();
-        for (index, request) in requests.iter().enumerate() {
-            self.sequence = self.sequence.wrapping_add(1);
-            let mut header = NetlinkHeader::default();
-            let length = header.buffer_len() + request.message.buffer_len();
-            header.length = u32::try_from(length).unwrap_or(u32::MAX);
-            header.message_type = request.message.message_type();
-            header.sequence_number = self.sequence;
-            // Of policies the kernel's notifications have this number (`xfrm_add_policy()`), of all else the socket's.
-            header.port_number = self.port;
-            header.flags = request.verb.flags();
-            if index == acknowledged && request.verb != Verb::Dump {
-                header.flags |= NLM_F_ACK;
-            }
-            let start = datagram.len();
-            datagram.resize(start + length, 0);
-            let (head, payload) = datagram[start..].split_at_mut(header.buffer_len());
-            header.emit(head);
-            request.message.serialize(payload);
+        let mut batch = Batch::default();
+        for request in requests {
+            batch.add(request);
         }
+        if requests[acknowledged].verb != Verb::Dump {
+            batch.acknowledge(acknowledged);
+        }
+        self.send(&mut batch).await
+    }
+
+    /// Sends a batch in one datagram; returns the sequence number of its first request.
+    async fn send(&mut self, batch: &mut Batch) -> Result<u32, KernelError> {
+        let first = self.sequence.wrapping_add(1);
+        // Of policies the kernel's notifications have this port (`xfrm_add_policy()`), of all else the socket's.
+        self.sequence = batch.number(first, self.port);
         self.inner
-            .send_to(&datagram, &SocketAddr::new(0, 0))
+            .send_to(batch.bytes(), &SocketAddr::new(0, 0))
             .await
             .map_err(KernelError::Exchange)?;
         Ok(first)

@@ -4,6 +4,7 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Backend;
 use crate::cluster::lease::{Lease, SubnetKey};
@@ -14,11 +15,15 @@ use crate::plan::state::{Delta, Key, Object, State};
 ///
 /// The caller ensures that no two peers' subnets overlap. Anything else that two peers can claim, such as a MAC
 /// address, goes to the older lease; the younger peer is refused until the older one gives up the claim.
+///
+/// A peer's objects are made of its lease whenever they are needed: the reconciler has them all, and a second copy would
+/// be a third of the memory that a peer takes.
 #[derive(Debug)]
 pub struct Plan {
+    backend: Arc<dyn Backend>,
     subnet: SubnetKey,
     own: State,
-    peers: BTreeMap<SubnetKey, Peer>,
+    peers: BTreeMap<SubnetKey, Arc<Lease>>,
     /// Every claim that could be contested, oldest lease first for each key.
     claims: BTreeSet<(Key, Age)>,
     /// The peers that are not programmed.
@@ -28,68 +33,85 @@ pub struct Plan {
 /// The order of claims: by age, then by subnet.
 type Age = (u64, SubnetKey);
 
-#[derive(Debug)]
-struct Peer {
-    created: u64,
-    /// The peer's objects, or why it was refused. A peer whose claims lose keeps its objects here.
-    objects: Result<Box<[(Key, Object)]>, PeerRefusal>,
-}
+/// A peer's objects, or why it was refused. A peer whose claims lose has objects as well.
+type Objects = Result<Vec<(Key, Object)>, PeerRefusal>;
 
-impl Peer {
-    fn new(backend: &dyn Backend, own: &SubnetKey, lease: &Lease) -> Self {
-        Self {
-            created: lease.created,
-            objects: backend.between(own, lease).map(Vec::into_boxed_slice),
-        }
-    }
-
-    /// Its claims that a peer with another subnet could make, too.
-    fn claims(&self, subnet: &SubnetKey) -> impl Iterator<Item = (Key, Age)> {
-        let keys = self.objects.iter().flatten().map(|(key, _)| key);
-        keys.filter(|key| may_be_contested(key, subnet))
-            .map(|key| (key.clone(), (self.created, *subnet)))
-    }
+/// The claims of a lease with these objects that a peer with another subnet could make, too.
+fn claims(lease: &Lease, objects: &[(Key, Object)]) -> impl Iterator<Item = (Key, Age)> {
+    let (subnet, age) = (lease.key, (lease.created, lease.key));
+    let keys = objects.iter().map(|(key, _)| key);
+    keys.filter(move |key| may_be_contested(key, &subnet))
+        .map(move |key| (key.clone(), age))
 }
 
 impl Plan {
     /// Plans for a set of peers; the own lease among them is skipped.
-    pub fn new<'a>(
-        backend: &dyn Backend,
+    pub fn new(
+        backend: Arc<dyn Backend>,
         own: &SubnetKey,
-        peers: impl IntoIterator<Item = &'a Lease>,
+        peers: impl IntoIterator<Item = Arc<Lease>>,
     ) -> Self {
-        // Build the maps from lists: a B-tree built at once has full nodes, one that grows in order has half-empty
-        // ones.
-        let (mut all, mut claims) = (Vec::new(), Vec::new());
-        for lease in peers.into_iter().filter(|peer| peer.key != *own) {
-            let peer = Peer::new(backend, own, lease);
-            claims.extend(peer.claims(&lease.key));
-            all.push((lease.key, peer));
-        }
+        Self::with_state(backend, own, peers).0
+    }
+
+    /// As [`Self::new`], also returning what [`Self::state`] would.
+    pub fn with_state(
+        backend: Arc<dyn Backend>,
+        own: &SubnetKey,
+        peers: impl IntoIterator<Item = Arc<Lease>>,
+    ) -> (Self, State) {
         let mut plan = Self {
             subnet: *own,
             own: backend.own(own),
-            peers: all.into_iter().collect(),
-            claims: claims.into_iter().collect(),
+            backend,
+            peers: BTreeMap::new(),
+            claims: BTreeSet::new(),
             refused: BTreeMap::new(),
         };
-        let all: BTreeSet<SubnetKey> = plan.peers.keys().copied().collect();
-        plan.settle(&all);
-        plan
+        // Build the maps from lists: a B-tree built at once has full nodes, one that grows in order has half-empty
+        // ones.
+        let mut all = Vec::new();
+        let mut contested = Vec::new();
+        let mut wanted = Wanted::default();
+        for lease in peers.into_iter().filter(|peer| peer.key != *own) {
+            match plan.objects(&lease) {
+                Ok(objects) => {
+                    contested.extend(claims(&lease, &objects));
+                    wanted.add(objects);
+                }
+                Err(refusal) => {
+                    plan.refused.insert(lease.key, refusal);
+                }
+            }
+            all.push((lease.key, lease));
+        }
+        plan.peers = all.into_iter().collect();
+        plan.claims = contested.into_iter().collect();
+        let younger = plan.younger_claimants();
+        if younger.is_empty() {
+            let state = wanted.with(&plan.own);
+            return (plan, state);
+        }
+        drop(wanted);
+        plan.settle(&younger);
+        let state = plan.state();
+        (plan, state)
     }
 
     /// The whole wanted state.
     pub fn state(&self) -> State {
-        let accepted = |(key, _): &(&SubnetKey, &Peer)| !self.refused.contains_key(key);
-        let peers = self.peers.iter().filter(accepted);
-        let objects = peers.flat_map(|(_, peer)| peer.objects.iter().flatten().cloned());
-        self.own.clone().into_iter().chain(objects).collect()
+        let accepted = |(key, _): &(&SubnetKey, &Arc<Lease>)| !self.refused.contains_key(key);
+        let mut wanted = Wanted::default();
+        for (_, lease) in self.peers.iter().filter(accepted) {
+            wanted.add(self.objects(lease).unwrap_or_default());
+        }
+        wanted.with(&self.own)
     }
 
     /// Adds or updates a peer; returns the change of the wanted state.
-    pub fn set_peer(&mut self, backend: &dyn Backend, peer: &Lease) -> Delta {
+    pub fn set_peer(&mut self, peer: &Arc<Lease>) -> Delta {
         let mut touched = self.take(&peer.key);
-        let inserted = self.insert(backend, peer);
+        let inserted = self.insert(Arc::clone(peer));
         touched.keys.extend(inserted.keys);
         touched.peers.extend(inserted.peers);
         self.delta(touched)
@@ -112,13 +134,13 @@ impl Plan {
     }
 
     /// A peer's objects; empty if it is refused or unknown.
-    pub fn peer(&self, key: &SubnetKey) -> &[(Key, Object)] {
+    pub fn peer(&self, key: &SubnetKey) -> Vec<(Key, Object)> {
         let accepted = self
             .peers
             .get(key)
             .filter(|_| !self.refused.contains_key(key));
         accepted
-            .and_then(|peer| peer.objects.as_deref().ok())
+            .and_then(|lease| self.objects(lease).ok())
             .unwrap_or_default()
     }
 
@@ -127,36 +149,37 @@ impl Plan {
         self.peers.len() - self.refused.len()
     }
 
+    fn objects(&self, lease: &Lease) -> Objects {
+        self.backend.between(&self.subnet, lease)
+    }
+
     /// Adds a peer; returns what it may have changed.
-    fn insert(&mut self, backend: &dyn Backend, lease: &Lease) -> Touched {
-        let peer = Peer::new(backend, &self.subnet, lease);
+    fn insert(&mut self, lease: Arc<Lease>) -> Touched {
         let mut touched = Touched::default();
-        for (key, _) in peer.objects.iter().flatten() {
-            touched.keys.insert(key.clone());
-        }
-        for claim in peer.claims(&lease.key) {
+        let objects = self.objects(&lease).unwrap_or_default();
+        for claim in claims(&lease, &objects) {
             touched.peers.extend(self.claimants(&claim.0));
             self.claims.insert(claim);
         }
+        touched.keys.extend(objects.into_iter().map(|(key, _)| key));
         touched.peers.insert(lease.key);
-        self.peers.insert(lease.key, peer);
+        self.peers.insert(lease.key, lease);
         touched
     }
 
     /// Takes a peer out; returns what that may have changed.
     fn take(&mut self, subnet: &SubnetKey) -> Touched {
         let mut touched = Touched::default();
-        let Some(peer) = self.peers.remove(subnet) else {
+        let Some(lease) = self.peers.remove(subnet) else {
             return touched;
         };
         self.refused.remove(subnet);
-        for (key, _) in peer.objects.into_iter().flatten() {
-            if may_be_contested(&key, subnet) {
-                self.claims.remove(&(key.clone(), (peer.created, *subnet)));
-                touched.peers.extend(self.claimants(&key));
-            }
-            touched.keys.insert(key);
+        let objects = self.objects(&lease).unwrap_or_default();
+        for claim in claims(&lease, &objects) {
+            self.claims.remove(&claim);
+            touched.peers.extend(self.claimants(&claim.0));
         }
+        touched.keys.extend(objects.into_iter().map(|(key, _)| key));
         touched
     }
 
@@ -169,17 +192,17 @@ impl Plan {
         };
         let mut delta: Delta = touched.keys.into_iter().map(contested).collect();
         for subnet in &touched.peers {
-            let Some(Ok(objects)) = self.peers.get(subnet).map(|peer| &peer.objects) else {
+            let Some(Ok(objects)) = self.peers.get(subnet).map(|lease| self.objects(lease)) else {
                 continue;
             };
             let accepted = !self.refused.contains_key(subnet);
             for (key, object) in objects {
                 let object = if accepted {
-                    Some(object.clone())
+                    Some(object)
                 } else {
-                    self.claimed(key)
+                    self.claimed(&key)
                 };
-                delta.insert(key.clone(), object);
+                delta.insert(key, object);
             }
         }
         delta
@@ -190,9 +213,9 @@ impl Plan {
         let winner = self
             .claimants(key)
             .find(|subnet| !self.refused.contains_key(subnet))?;
-        let objects = self.peers.get(&winner)?.objects.as_ref().ok()?;
-        let (_, object) = objects.iter().find(|(claimed, _)| claimed == key)?;
-        Some(object.clone())
+        let objects = self.objects(self.peers.get(&winner)?).ok()?;
+        let found = objects.into_iter().find(|(claimed, _)| claimed == key);
+        found.map(|(_, object)| object)
     }
 
     /// The claimants of a contested key, oldest lease first.
@@ -205,13 +228,20 @@ impl Plan {
             .map(|&(_, (_, subnet))| subnet)
     }
 
+    /// The peers with a claim to something that an older lease claims as well.
+    fn younger_claimants(&self) -> BTreeSet<SubnetKey> {
+        let pairs = self.claims.iter().zip(self.claims.iter().skip(1));
+        let contested = pairs.filter(|((older, _), (key, _))| older == key);
+        contested.map(|(_, (_, (_, younger)))| *younger).collect()
+    }
+
     /// Decides again about peers whose claims changed.
     fn settle(&mut self, peers: &BTreeSet<SubnetKey>) {
         for subnet in peers {
-            let refusal = match self.peers.get(subnet).map(|peer| &peer.objects) {
+            let refusal = match self.peers.get(subnet).map(|lease| self.objects(lease)) {
                 None => None,
-                Some(Err(refusal)) => Some(refusal.clone()),
-                Some(Ok(objects)) => self.older_claim(subnet, objects),
+                Some(Err(refusal)) => Some(refusal),
+                Some(Ok(objects)) => self.older_claim(subnet, &objects),
             };
             match refusal {
                 Some(refusal) => self.refused.insert(*subnet, refusal),
@@ -237,6 +267,33 @@ impl Plan {
                 holder: oldest,
             })
         })
+    }
+}
+
+/// Objects of many peers, which are to become a state.
+///
+/// The first objects of all peers, then the second ones, and so on: as peers come in the order of their subnets, that is
+/// nearly the order of keys, and to sort them costs little.
+#[derive(Default)]
+struct Wanted(Vec<Vec<(Key, Object)>>);
+
+impl Wanted {
+    /// Adds the objects of a peer.
+    fn add(&mut self, objects: Vec<(Key, Object)>) {
+        for (place, object) in objects.into_iter().enumerate() {
+            match self.0.get_mut(place) {
+                Some(of_place) => of_place.push(object),
+                None => self.0.push(vec![object]),
+            }
+        }
+    }
+
+    /// The state of them and of the own objects.
+    fn with(self, own: &State) -> State {
+        let own = own
+            .iter()
+            .map(|(key, object)| (key.clone(), object.clone()));
+        own.chain(self.0.into_iter().flatten()).collect()
     }
 }
 

@@ -56,7 +56,7 @@ impl Kernel {
             Ok(Some(device)) => device,
             Ok(None) => return Ok(()),
             Err(error) => {
-                work.applied.outcomes[index] = Err(error);
+                work.fail(index, error);
                 return Ok(());
             }
         };
@@ -75,7 +75,7 @@ impl Kernel {
         };
         match encoded {
             Ok(encoded) => work.peers.push((index, encoded)),
-            Err(refused) => work.applied.outcomes[index] = Err(refused.into()),
+            Err(refused) => work.fail(index, refused.into()),
         }
         Ok(())
     }

@@ -6,8 +6,24 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::backend::vxlan::tests::{backend, lease};
+use crate::plan::backend::vxlan::tests::{self, lease};
 use crate::plan::state::Key;
+
+fn backend(config: &str) -> Arc<dyn Backend> {
+    Arc::new(tests::backend(config))
+}
+
+/// A plan for these peers.
+fn plan(backend: &Arc<dyn Backend>, peers: &[Lease]) -> Plan {
+    let peers = peers.iter().cloned().map(Arc::new);
+    let (plan, state) = Plan::with_state(Arc::clone(backend), &own(), peers);
+    assert_eq!(plan.state(), state);
+    plan
+}
+
+fn set(plan: &mut Plan, peer: &Lease) -> Delta {
+    plan.set_peer(&Arc::new(peer.clone()))
+}
 
 fn own() -> SubnetKey {
     lease(0, 0, 0).key
@@ -25,7 +41,7 @@ fn apply(state: &mut State, delta: Delta) {
 #[test]
 fn own_lease_among_the_peers_is_skipped() {
     let backend = backend("{}");
-    let plan = Plan::new(&backend, &own(), &[lease(0, 9, 0), lease(1, 1, 1)]);
+    let plan = plan(&backend, &[lease(0, 9, 0), lease(1, 1, 1)]);
     assert_eq!(plan.accepted(), 1);
     assert_eq!(plan.state().len(), 2 + 4);
     assert_eq!(plan.refused().count(), 0);
@@ -36,10 +52,10 @@ fn the_older_lease_has_the_mac_and_the_younger_waits_for_it() {
     let backend = backend("{}");
     let (old, young) = (lease(1, 7, 1), lease(2, 7, 2));
     for order in [[&old, &young], [&young, &old]] {
-        let mut plan = Plan::new(&backend, &own(), []);
+        let mut plan = plan(&backend, &[]);
         let mut state = plan.state();
         for peer in order {
-            apply(&mut state, plan.set_peer(&backend, peer));
+            apply(&mut state, set(&mut plan, peer));
         }
         assert_eq!(state, plan.state());
         let refused: Vec<_> = plan.refused().collect();
@@ -60,11 +76,11 @@ fn the_older_lease_has_the_mac_and_the_younger_waits_for_it() {
 #[test]
 fn a_peer_whose_data_turns_bad_is_refused_alone() {
     let backend = backend("{}");
-    let mut plan = Plan::new(&backend, &own(), &[lease(1, 1, 1), lease(2, 2, 2)]);
+    let mut plan = plan(&backend, &[lease(1, 1, 1), lease(2, 2, 2)]);
     let mut state = plan.state();
     let mut bad = lease(1, 1, 1);
     bad.attrs.backend_data = None;
-    apply(&mut state, plan.set_peer(&backend, &bad));
+    apply(&mut state, set(&mut plan, &bad));
     assert_eq!(state, plan.state());
     assert_eq!(
         plan.refusal(&bad.key),
@@ -77,9 +93,9 @@ fn a_peer_whose_data_turns_bad_is_refused_alone() {
 fn a_change_names_no_keys_of_other_peers() {
     let backend = backend("{}");
     let peers: Vec<Lease> = (1..200).map(|n| lease(n, n, n)).collect();
-    let mut plan = Plan::new(&backend, &own(), &peers);
-    assert_eq!(plan.set_peer(&backend, &lease(5, 5, 250)).len(), 4);
-    assert_eq!(plan.set_peer(&backend, &lease(5, 201, 250)).len(), 5);
+    let mut plan = plan(&backend, &peers);
+    assert_eq!(set(&mut plan, &lease(5, 5, 250)).len(), 4);
+    assert_eq!(set(&mut plan, &lease(5, 201, 250)).len(), 5);
     assert_eq!(plan.remove_peer(&peers[5].key).len(), 4);
     assert!(plan.remove_peer(&peers[5].key).is_empty());
 }
@@ -92,7 +108,7 @@ fn peers_may_share_a_next_hop() {
         lease.attrs.public_ip = Some(Ipv4Addr::new(192, 0, 2, 77));
         lease
     };
-    let mut plan = Plan::new(&backend, &own(), &[near(1), near(2)]);
+    let mut plan = plan(&backend, &[near(1), near(2)]);
     assert_eq!(plan.accepted(), 2);
     let mut state = plan.state();
     assert_eq!(state.len(), 2 + 1 + 2);
@@ -130,13 +146,13 @@ proptest! {
     fn steps_lead_where_a_fresh_plan_would(steps in steps(), direct in any::<bool>()) {
         let backend = backend(&format!(r#"{{"DirectRouting":{direct}}}"#));
         let own = lease(100, 9, 1).key;
-        let mut plan = Plan::new(&backend, &own, []);
+        let mut plan = Plan::new(Arc::clone(&backend), &own, []);
         let mut state = plan.state();
         let mut peers = BTreeMap::new();
         for step in steps {
             let delta = match step {
                 Step::Set(lease) => {
-                    let delta = plan.set_peer(&backend, &lease);
+                    let delta = set(&mut plan, &lease);
                     peers.insert(lease.key, lease);
                     delta
                 }
@@ -148,8 +164,10 @@ proptest! {
             apply(&mut state, delta);
             prop_assert_eq!(&state, &plan.state());
         }
-        let fresh = Plan::new(&backend, &own, peers.values());
-        prop_assert_eq!(fresh.state(), state);
+        let peers = peers.into_values().map(Arc::new);
+        let (fresh, wanted) = Plan::with_state(backend, &own, peers);
+        prop_assert_eq!(&fresh.state(), &state);
+        prop_assert_eq!(wanted, state);
         prop_assert_eq!(
             fresh.refused().collect::<Vec<_>>(),
             plan.refused().collect::<Vec<_>>()

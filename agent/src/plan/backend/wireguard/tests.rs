@@ -1,6 +1,7 @@
 //! Modes, lease data, key changes, and malicious leases.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -455,11 +456,12 @@ fn apply(state: &mut State, delta: Delta) {
 #[test]
 fn a_node_with_a_new_key_leaves_no_stale_peer() {
     let backend = backend(V4, "{}");
-    let mut plan = Plan::new(&backend, &lease(0).key, &[lease(1), lease(2)]);
+    let peers = [lease(1), lease(2)].map(Arc::new);
+    let mut plan = Plan::new(Arc::new(backend), &lease(0).key, peers);
     let mut state = plan.state();
     let mut renewed = lease(1);
     renewed.attrs.backend_data = data(key(77), 51820);
-    apply(&mut state, plan.set_peer(&backend, &renewed));
+    apply(&mut state, plan.set_peer(&Arc::new(renewed)));
     assert_eq!(state, plan.state());
     let link: InterfaceName = "flannel-wg".parse().unwrap();
     let has = |n| state.contains_key(&Key::WireguardPeer(link.clone(), Box::new(key(n))));
@@ -468,13 +470,13 @@ fn a_node_with_a_new_key_leaves_no_stale_peer() {
 
 #[test]
 fn of_two_leases_with_one_key_the_older_counts() {
-    let backend = backend(V4, "{}");
     let (old, mut young) = (lease(1), lease(2));
     young.attrs.backend_data = data(key(1), 51820);
+    let (old, young) = (Arc::new(old), Arc::new(young));
     for order in [[&old, &young], [&young, &old]] {
-        let mut plan = Plan::new(&backend, &lease(0).key, []);
+        let mut plan = Plan::new(Arc::new(backend(V4, "{}")), &lease(0).key, []);
         for peer in order {
-            plan.set_peer(&backend, peer);
+            plan.set_peer(peer);
         }
         let refused: Vec<_> = plan
             .refused()
@@ -515,14 +517,14 @@ proptest! {
     ) {
         let mode = ["separate", "auto", "ipv4", "ipv6"][mode];
         let backend = backend(DUAL, &format!(r#"{{"Mode":"{mode}"}}"#));
-        let mut plan = Plan::new(&backend, &lease(0).key, []);
+        let mut plan = Plan::new(Arc::new(backend), &lease(0).key, []);
         let mut state = plan.state();
         for (n, with_key, set) in steps {
             let mut lease = lease(n + 1);
             lease.attrs.backend_data = data(key(with_key), 51820);
             lease.attrs.backend_v6_data = data(key(with_key), 51820);
             apply(&mut state, match set {
-                true => plan.set_peer(&backend, &lease),
+                true => plan.set_peer(&Arc::new(lease)),
                 false => plan.remove_peer(&lease.key),
             });
         }

@@ -9,11 +9,12 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::Bench;
-use crate::leases::{self, FIRST, mac, public_ip, subnet, subnets};
+use crate::leases::{self, FIRST, LEN, mac, public_ip, subnet, subnets};
 use crate::namespace::Namespace;
 use crate::node::bare;
+use crate::process::cpu_of_thread;
 use crate::scale::{add_memory, add_memory_rows, milliseconds};
-use crate::server::{ApiServer, Cluster};
+use crate::server::{ApiServer, Cluster, THREAD};
 use crate::table::{Beside, Row, Table, Target, Unit};
 use crate::turns::{self, Figures, Metric};
 
@@ -75,9 +76,11 @@ impl Api {
     /// The measured node as a kubelet registers it, and no request yet.
     fn reset(&self) {
         self.server.change(|cluster| {
-            let cidr = format!("{}/24", subnet(1));
+            let cidr = format!("{}/{LEN}", subnet(1));
             cluster.put(bare(NODE, &[&cidr]));
             cluster.asked.clear();
+            // This program is not optimised; what it takes to write thousands of nodes down is not the agent's.
+            cluster.texts.write_down(&cluster.nodes);
         });
     }
 
@@ -105,7 +108,7 @@ impl Api {
 fn put_peer(cluster: &mut Cluster, peer: u16) {
     let mut node = bare(
         &format!("node{peer:05}"),
-        &[&format!("{}/24", subnet(peer))],
+        &[&format!("{}/{LEN}", subnet(peer))],
     );
     for (suffix, value) in [
         (
@@ -162,13 +165,17 @@ impl Bench {
         let url = format!("--kube-api-url=http://{ADDRESS}:8001");
         let config = format!("--net-config-path={}", api.config());
         let store = ["--kube-subnet-mgr", url.as_str(), config.as_str()];
+        let before = cpu_of_thread(THREAD)?;
         let mut running = self.programs[place].start_with(&self.hosts[0], &store, Some(NODE))?;
         figures.add(Metric::Start, milliseconds(running.wait_subnet_env()?));
         let programmed = running.wait_routes(&subnets(peers), LIMIT)?;
         figures.add(Metric::Programmed, programmed.as_secs_f64());
-        figures.add(Metric::ProgrammedCpu, running.cpu()?.as_secs_f64());
+        let process = running.process();
+        figures.add(Metric::ProgrammedCpu, process.cpu()?.as_secs_f64());
+        let served = cpu_of_thread(THREAD)?.saturating_sub(before);
+        figures.add(Metric::ServerCpu, milliseconds(served));
         std::thread::sleep(REST);
-        add_memory(figures, &running.memory()?);
+        add_memory(figures, &process.memory()?);
         api.add_requests(figures);
         Ok(())
     }
@@ -202,6 +209,8 @@ fn add_rows(table: &mut Table, what: &str, is_large: bool, all: &[Figures]) {
     // What the server takes is not in it.
     let name = "processor time until all peers are in the kernel";
     add(name, Unit::Seconds, Metric::ProgrammedCpu, &[]);
+    let name = "processor time of the tests' API server, in all of these";
+    add(name, Unit::Milliseconds, Metric::ServerCpu, &[]);
     add("lists of the nodes", Unit::Requests, Metric::Lists, once);
     add(
         "watches of the nodes",

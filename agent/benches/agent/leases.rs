@@ -17,7 +17,11 @@ use crate::host::Host;
 pub(crate) const WRITER: &str = "write-leases";
 /// Peers by their numbers. The subnets below the first one's are for the programs that are measured, which take one of the
 /// first that are free.
-pub(crate) const FIRST: u16 = 1000;
+pub(crate) const FIRST: u16 = 500;
+/// The prefix length of subnets.
+pub(crate) const LEN: u8 = 25;
+/// What the keys of leases begin with.
+pub(crate) const PREFIX: &str = "/coreos.com/network/subnets/";
 /// etcd's default limit for one transaction is 128.
 const BULK: usize = 100;
 /// Transactions under way at a time.
@@ -25,15 +29,15 @@ const IN_FLIGHT: usize = 32;
 /// As long as flannel's.
 const TTL: Duration = Duration::from_secs(86_400);
 
-/// The network config: room for 32,768 subnets.
+/// The network config: room for 65,536 subnets.
 pub(crate) fn network(backend: &str) -> String {
-    format!(r#"{{"Network":"10.128.0.0/9","SubnetLen":24,"Backend":{{"Type":"{backend}"}}}}"#)
+    format!(r#"{{"Network":"10.128.0.0/9","SubnetLen":{LEN},"Backend":{{"Type":"{backend}"}}}}"#)
 }
 
 /// The first address of a peer's subnet, which is also its VTEP's.
 pub(crate) fn subnet(peer: u16) -> Ipv4Addr {
-    let [high, low] = peer.to_be_bytes();
-    Ipv4Addr::new(10, 128 + high, low, 0)
+    let network = Ipv4Addr::new(10, 128, 0, 0);
+    Ipv4Addr::from_bits(network.to_bits() + (u32::from(peer) << (32 - LEN)))
 }
 
 /// The subnets of some peers.
@@ -53,11 +57,13 @@ pub(crate) fn mac(peer: u16) -> String {
     format!("02:00:00:00:{high:02x}:{low:02x}")
 }
 
-fn key(peer: u16) -> String {
-    format!("/coreos.com/network/subnets/{}-24", subnet(peer))
+/// The key of a peer's lease.
+pub(crate) fn key(peer: u16) -> String {
+    format!("{PREFIX}{}-{LEN}", subnet(peer))
 }
 
-fn value(peer: u16) -> String {
+/// What a peer publishes.
+pub(crate) fn value(peer: u16) -> String {
     format!(
         r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{}"}}}}"#,
         public_ip(peer),

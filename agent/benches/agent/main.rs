@@ -5,9 +5,10 @@
 //! same namespaces, against the same etcd, in one run. Without a rival, what can only be judged beside one is not counted
 //! as met. Every figure is the median of its turns, with the least, the greatest and their number, since machines are
 //! noisy; none ends the program. `TURNS` limits them, for a quick look, and `ONLY` names one part of the
-//! table ([`PARTS`]). Progress goes to standard error, the table to standard output.
+//! table ([`PARTS`]). `HISTORY=1` with `NOTES` adds a line to `benches/history.md`. Progress goes to standard error, the table to standard output.
 //!
-//! The program is also the writer of leases and the two ends of a connection, which it starts in the namespaces.
+//! The program is also the writer of leases, their observer, the sender of netlink requests and the two ends of a
+//! connection, which it starts in the namespaces.
 
 #![expect(
     clippy::expect_used,
@@ -21,17 +22,23 @@
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/etcd/authority.rs"]
 mod authority;
+mod by_hand;
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/overlay/cluster.rs"]
 mod cluster;
+mod ends;
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/etcd/server.rs"]
 mod etcd;
+mod growth;
+mod history;
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/overlay/host.rs"]
 mod host;
 mod kubernetes;
+mod latency;
 mod leases;
+mod limit;
 #[path = "../../tests/kube/mirror.rs"]
 mod mirror;
 #[path = "../../tests/overlay/namespace.rs"]
@@ -41,7 +48,10 @@ mod namespace;
 mod node;
 #[path = "../../tests/kube/objects.rs"]
 mod objects;
+mod process;
 mod program;
+#[path = "../../tests/kube/rbac.rs"]
+mod rbac;
 #[path = "../../tests/kube/real.rs"]
 mod real;
 mod scale;
@@ -51,6 +61,8 @@ mod server;
 #[path = "../../tests/kube/stream.rs"]
 mod stream;
 mod table;
+#[path = "../../../qemu-tests/src/bench/table_file.rs"]
+mod table_file;
 mod tools;
 mod traffic;
 mod turns;
@@ -64,7 +76,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cluster::Store;
 use crate::host::Host;
-use crate::program::Program;
+use crate::program::{Program, Running};
 use crate::table::Table;
 
 /// What all measurements share: one etcd, two hosts, and the programs that are compared.
@@ -97,6 +109,18 @@ impl Bench {
         self.programs.iter().map(|program| program.name).collect()
     }
 
+    /// Starts a program on both hosts, and waits until they have their subnets.
+    fn join(&self, place: usize) -> Result<Vec<Running>> {
+        self.hosts
+            .iter()
+            .map(|host| {
+                let mut one = self.programs[place].start(host)?;
+                one.wait_subnet_env()?;
+                Ok(one)
+            })
+            .collect()
+    }
+
     /// Changes the network's backend, for programs that are started from now on.
     fn set_backend(&self, backend: &str) {
         let config = leases::network(backend);
@@ -116,9 +140,13 @@ impl Bench {
                 self.store.etcdctl(&["del", &key]);
             }
             let _ = std::fs::remove_file(host.subnet_file());
+            for program in &self.programs {
+                program.forget(host);
+            }
             for line in [
                 "ip link del flannel.1",
                 "ip link del flannel0",
+                "ip link del pod",
                 "ip route flush table main scope global",
                 "ip nexthop flush",
                 "nft flush ruleset",
@@ -134,17 +162,30 @@ impl Bench {
 type Part = fn(&Bench, &mut Table) -> Result<()>;
 
 /// All parts in their order, by the names that `ONLY` has for them.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 10] = [
     ("size", Bench::size),
     ("start", |bench, table| {
         bench.start(table);
         Ok(())
     }),
     ("memory", Bench::memory),
+    ("idle", |bench, table| {
+        bench.idle(table);
+        Ok(())
+    }),
+    ("latency", |bench, table| {
+        bench.latency(table);
+        Ok(())
+    }),
     ("leases", Bench::ten_thousand),
+    ("growth", Bench::growth),
     ("kubernetes", Bench::kubernetes),
     ("udp", |bench, table| {
         bench.udp(table);
+        Ok(())
+    }),
+    ("by-hand", |bench, table| {
+        bench.by_hand(table);
         Ok(())
     }),
 ];
@@ -169,7 +210,7 @@ fn measure() -> Result<()> {
         part(&bench, &mut table)?;
     }
     print!("{table}");
-    Ok(())
+    history::add_if_asked(&table)
 }
 
 fn main() -> Result<()> {
@@ -179,8 +220,10 @@ fn main() -> Result<()> {
         // cargo adds the flag.
         [] | ["--bench"] => measure(),
         [leases::WRITER, ref what @ ..] => leases::write(what),
-        [traffic::SINK, what, address] => traffic::sink(what, address),
-        [traffic::SOURCE, what, address] => traffic::source(what, address),
+        [latency::OBSERVER] => latency::observe(),
+        [limit::SENDER, ref what @ ..] => limit::send(what),
+        [ends::SINK, what, address] => ends::sink(what, address),
+        [ends::SOURCE, what, address] => ends::source(what, address),
         _ => bail!("unknown arguments {words:?}: the settings are variables"),
     }
     .context("the measurement ended early")

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::cluster::ETCD;
 use crate::host::Host;
+use crate::process::Process;
 
 /// How long a program may take to write `subnet.env`.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -50,6 +50,18 @@ impl Program {
         })
     }
 
+    /// Where it keeps its state on a host.
+    fn state(&self, host: &Host) -> PathBuf {
+        let [.., last] = host.address.octets();
+        self.directory.path().join(format!("state{last}"))
+    }
+
+    /// Removes what it keeps on a host.
+    pub(crate) fn forget(&self, host: &Host) {
+        // Most programs keep nothing.
+        let _ = fs::remove_dir_all(self.state(host));
+    }
+
     /// Starts it on a host, with its leases in etcd.
     pub(crate) fn start(&self, host: &Host) -> Result<Running> {
         let etcd = [
@@ -82,10 +94,7 @@ impl Program {
             .arg(&subnet_file)
             .env_remove("NOTIFY_SOCKET")
             .envs(node.map(|node| ("NODE_NAME", node)))
-            .env(
-                "SELVAGE_STATE_DIR",
-                self.directory.path().join(format!("state{last}")),
-            )
+            .env("SELVAGE_STATE_DIR", self.state(host))
             .env(
                 "SELVAGE_SOCKET",
                 self.directory.path().join(format!("agent{last}.sock")),
@@ -115,42 +124,12 @@ pub(crate) fn subnet_of(host: &Host) -> Option<Ipv4Net> {
     Some(gateway.parse::<Ipv4Net>().ok()?.trunc())
 }
 
-/// Processor time, user and system, of all programs that this one has waited for.
-pub(crate) fn cpu_of_children() -> Result<Duration> {
-    cpu_fields("self", 13..15)
-}
-
-/// Sums up times of `/proc/PID/stat`. After the process's name, `utime`, `stime`, `cutime` and `cstime` are the fields 11
-/// to 14, counted from 0 (proc(5)).
-fn cpu_fields(process: &str, fields: Range<usize>) -> Result<Duration> {
-    let path = format!("/proc/{process}/stat");
-    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    // The name may hold anything.
-    let (_, rest) = text.rsplit_once(')').context("a process without a name")?;
-    let mut ticks = 0;
-    for field in rest
-        .split_whitespace()
-        .skip(fields.start)
-        .take(fields.len())
-    {
-        ticks += field.parse::<u64>().with_context(|| path.clone())?;
-    }
-    // `USER_HZ` is 100 on every machine that flannel runs on.
-    Ok(Duration::from_millis(ticks * 10))
-}
-
 /// A program that runs; it is killed when this goes.
 pub(crate) struct Running {
     child: Child,
     started: Instant,
     subnet_file: PathBuf,
     log: PathBuf,
-}
-
-/// Resident memory in bytes.
-pub(crate) struct Memory {
-    pub(crate) now: u64,
-    pub(crate) peak: u64,
 }
 
 impl Running {
@@ -173,57 +152,35 @@ impl Running {
         wanted: &HashSet<Ipv4Addr>,
         limit: Duration,
     ) -> Result<Duration> {
+        /// More than a host has besides.
+        const OTHERS: usize = 100;
         let begin = Instant::now();
+        let mut before = None;
         loop {
             let look = Instant::now();
-            let routes = self.routes()?;
-            if routes == *wanted {
-                return Ok(self.started.elapsed());
+            let (prefixes, at) = (self.process().prefixes()?, self.started.elapsed());
+            // To count routes costs little, to read them much: not before their number is right and stays as it is.
+            let since = match before {
+                Some((same, since)) if same == prefixes => since,
+                _ => at,
+            };
+            if before == Some((prefixes, since))
+                && prefixes.abs_diff(wanted.len()) <= OTHERS
+                && self.process().routes()? == *wanted
+            {
+                return Ok(since);
             }
-            let what = format!("{} routes, has {}", wanted.len(), routes.len());
+            before = Some((prefixes, since));
+            let what = format!("{} routes; the host has {prefixes}", wanted.len());
             self.check(begin.elapsed(), limit, &what)?;
             // Looking costs processor time too: no more than a fifth of it.
-            std::thread::sleep((look.elapsed() * 4).max(Duration::from_millis(5)));
+            std::thread::sleep((look.elapsed() * 4).max(Duration::from_millis(2)));
         }
     }
 
-    /// Destinations of the routes over `flannel.1` in the program's namespace.
-    fn routes(&self) -> Result<HashSet<Ipv4Addr>> {
-        let path = format!("/proc/{}/net/route", self.child.id());
-        let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-        let mut routes = HashSet::new();
-        for line in text.lines() {
-            let mut fields = line.split_whitespace();
-            if let (Some("flannel.1"), Some(hex)) = (fields.next(), fields.next()) {
-                // The address as the machine's integer, of which the first byte is the first octet on any machine.
-                let bits = u32::from_str_radix(hex, 16).with_context(|| path.clone())?;
-                routes.insert(Ipv4Addr::from(bits.to_ne_bytes()));
-            }
-        }
-        Ok(routes)
-    }
-
-    /// Processor time so far, user and system, of the program and the programs that it ran.
-    pub(crate) fn cpu(&self) -> Result<Duration> {
-        cpu_fields(&self.child.id().to_string(), 11..15)
-    }
-
-    /// Resident memory.
-    pub(crate) fn memory(&self) -> Result<Memory> {
-        let path = format!("/proc/{}/status", self.child.id());
-        let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-            let number: u64 = kibibytes
-                .with_context(|| format!("{path} has no {name}"))?
-                .parse()?;
-            anyhow::Ok(number * 1024)
-        };
-        Ok(Memory {
-            now: field("VmRSS:")?,
-            peak: field("VmHWM:")?,
-        })
+    /// What the kernel tells of it.
+    pub(crate) fn process(&self) -> Process {
+        Process(self.child.id())
     }
 
     fn check(&mut self, elapsed: Duration, limit: Duration, what: &str) -> Result<()> {

@@ -16,12 +16,15 @@ const IDLE: usize = 3;
 const STORMS: usize = 3;
 /// Peers that the many are.
 const MANY: u16 = 10_000;
+/// What follows a start is over by then.
+const SETTLED: Duration = Duration::from_secs(5);
+const MINUTE: Duration = Duration::from_secs(60);
 /// Peers of [`MANY`] that go, and as many others that come.
 const CHURN: u16 = 1_000;
 /// A program that has nothing to do any more is taken to have come to rest after this.
-const REST: Duration = Duration::from_secs(2);
+pub(crate) const REST: Duration = Duration::from_secs(2);
 /// How long the kernel may take to be as it should; some programs take long.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 const MILLION: f64 = 1e6;
 
@@ -87,7 +90,7 @@ impl Bench {
                     running.wait_subnet_env()?;
                     running.wait_routes(&subnets(peers.clone()), LIMIT)?;
                     std::thread::sleep(REST);
-                    add_memory(figures, &running.memory()?);
+                    add_memory(figures, &running.process().memory()?);
                     Ok(())
                 },
             );
@@ -96,6 +99,34 @@ impl Bench {
             add_memory_rows(table, &what, &all, &[]);
         }
         Ok(())
+    }
+
+    /// How often programs wake up while nothing happens.
+    pub(crate) fn idle(&self, table: &mut Table) {
+        let what = "wake-ups in a minute without events";
+        let all = turns::take(what, 1, &self.names(), |place, figures| {
+            self.scrub();
+            let mut running = self.programs[place].start(&self.hosts[0])?;
+            running.wait_subnet_env()?;
+            std::thread::sleep(SETTLED);
+            let before = running.process().wake_ups()?;
+            std::thread::sleep(MINUTE);
+            // Exact for counts.
+            figures.add(
+                Metric::WakeUps,
+                (running.process().wake_ups()? - before) as f64,
+            );
+            Ok(())
+        });
+        self.scrub();
+        table.add(&Row {
+            what: what.to_owned(),
+            unit: Unit::Times,
+            metric: Metric::WakeUps,
+            own: &all[0],
+            beside: Beside::Rival(all.get(1)),
+            targets: &[],
+        });
     }
 
     /// A cluster of ten thousand: joining it, what that needs, and a storm of changes on top.
@@ -171,11 +202,11 @@ impl Bench {
         let mut running = self.programs[place].start(host)?;
         let start = running.wait_subnet_env()?;
         let programmed = running.wait_routes(&subnets(before.clone()), LIMIT)?;
-        let cpu = running.cpu()?;
+        let cpu = running.process().cpu()?;
         std::thread::sleep(REST);
-        let memory = running.memory()?;
+        let memory = running.process().memory()?;
 
-        let at_rest = running.cpu()?;
+        let at_rest = running.process().cpu()?;
         let begin = Instant::now();
         let writer = leases::start_change(host, Pace::Single, gone.clone(), come.clone())?;
         let churned = running.wait_routes(&subnets(gone.end..come.end), LIMIT);
@@ -183,7 +214,7 @@ impl Bench {
         leases::finish(writer)?;
         // What is done last, such as to answer the last change.
         std::thread::sleep(REST / 2);
-        let churn_cpu = running.cpu()?.saturating_sub(at_rest);
+        let churn_cpu = running.process().cpu()?.saturating_sub(at_rest);
         leases::change(host, Pace::Bulk, come, gone)?;
         churned?;
 
@@ -201,17 +232,19 @@ pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-pub(crate) fn add_memory(figures: &mut Figures, memory: &crate::program::Memory) {
+pub(crate) fn add_memory(figures: &mut Figures, memory: &crate::process::Memory) {
     // Exact up to 2^53 bytes.
     figures.add(Metric::Resident, memory.now as f64 / MILLION);
     figures.add(Metric::ResidentPeak, memory.peak as f64 / MILLION);
+    figures.add(Metric::Private, memory.private as f64 / MILLION);
 }
 
-/// One row for now and one for the peak; the targets are for the former.
+/// One row for now, one for the peak and one for what is not pages of the program's file; the targets are for the first.
 pub(crate) fn add_memory_rows(table: &mut Table, what: &str, all: &[Figures], targets: &[Target]) {
     for (name, metric, targets) in [
         ("resident memory at rest", Metric::Resident, targets),
         ("resident memory, peak", Metric::ResidentPeak, &[]),
+        ("memory of its own at rest", Metric::Private, &[]),
     ] {
         table.add(&Row {
             what: format!("{name}, {what}"),

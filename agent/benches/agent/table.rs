@@ -1,20 +1,22 @@
 //! The table: one row a figure, beside what it is compared with, and whether that is good enough.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::turns::{Figures, Metric};
 
 /// How a figure is written.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     Bytes,
     Megabytes,
+    Microseconds,
     Milliseconds,
     Seconds,
     GigabitsPerSecond,
     ThousandPacketsPerSecond,
     Requests,
+    Times,
 }
 
 impl Unit {
@@ -22,17 +24,23 @@ impl Unit {
         match self {
             Self::Bytes => "bytes",
             Self::Megabytes => "MB",
+            Self::Microseconds => "µs",
             Self::Milliseconds => "ms",
             Self::Seconds => "s",
             Self::GigabitsPerSecond => "Gbit/s",
             Self::ThousandPacketsPerSecond => "1000 packets/s",
             Self::Requests => "requests",
+            Self::Times => "times",
         }
     }
 
     fn decimals(self) -> usize {
         match self {
-            Self::Bytes | Self::ThousandPacketsPerSecond | Self::Requests => 0,
+            Self::Bytes
+            | Self::Microseconds
+            | Self::ThousandPacketsPerSecond
+            | Self::Requests
+            | Self::Times => 0,
             Self::Megabytes | Self::Milliseconds => 1,
             Self::Seconds | Self::GigabitsPerSecond => 2,
         }
@@ -46,6 +54,8 @@ pub(crate) enum Beside<'a> {
     Rival(Option<&'a Figures>),
     /// Something else that was measured in the same run.
     Other(&'static str, &'a Figures),
+    /// Nothing: it stands by itself.
+    Nothing,
 }
 
 impl<'a> Beside<'a> {
@@ -53,6 +63,7 @@ impl<'a> Beside<'a> {
         match *self {
             Self::Rival(figures) => figures,
             Self::Other(_, figures) => Some(figures),
+            Self::Nothing => None,
         }
     }
 }
@@ -90,6 +101,8 @@ struct Verdicts {
 pub(crate) struct Table {
     rival: Option<&'static str>,
     lines: Vec<[String; 6]>,
+    /// Our medians, by what was measured.
+    medians: BTreeMap<String, f64>,
     /// Why figures are missing.
     failures: BTreeSet<String>,
     verdicts: Verdicts,
@@ -101,20 +114,28 @@ impl Table {
         Self {
             rival,
             lines: Vec::new(),
+            medians: BTreeMap::new(),
             failures: BTreeSet::new(),
             verdicts: Verdicts::default(),
         }
     }
 
+    /// Our median of what a row measured, in its unit, if it was measured.
+    pub(crate) fn median(&self, what: &str) -> Option<f64> {
+        self.medians.get(what).copied()
+    }
+
     /// Judges a row and adds it.
     pub(crate) fn add(&mut self, row: &Row<'_>) {
         let own = row.own.median(row.metric);
+        self.medians.extend(own.map(|own| (row.what.clone(), own)));
         let other = row.beside.figures();
         let other = other.and_then(|figures| figures.median(row.metric));
         let beside = match row.beside {
             Beside::Rival(None) => "not given".to_owned(),
             Beside::Rival(Some(figures)) => row.cell(figures),
             Beside::Other(name, figures) => format!("{name}: {}", row.cell(figures)),
+            Beside::Nothing => String::new(),
         };
         let all = [Some(row.own), row.beside.figures()];
         let failures = all.into_iter().flatten().filter_map(Figures::failure);
@@ -147,7 +168,9 @@ impl Table {
                     self.verdicts.open += 1;
                     match row.beside {
                         Beside::Rival(None) => "open: no rival",
-                        Beside::Rival(Some(_)) | Beside::Other(..) => "open: nothing beside it",
+                        Beside::Rival(Some(_)) | Beside::Other(..) | Beside::Nothing => {
+                            "open: nothing beside it"
+                        }
                     }
                 }
             });

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use tempfile::NamedTempFile;
 
 use crate::host::Host;
-use crate::leases::{mac, public_ip, subnet};
-use crate::program::cpu_of_children;
+use crate::leases::{LEN, mac, public_ip, subnet};
+use crate::process::cpu_of_children;
 
 /// Time on the clock and of the processor.
 pub(crate) struct Cost {
@@ -19,13 +19,18 @@ pub(crate) struct Cost {
     pub(crate) cpu: Duration,
 }
 
-/// Makes the device, then a neighbour, a forwarding entry and an onlink route for each peer.
-pub(crate) fn program(host: &Host, peers: Range<u16>) -> Result<Cost> {
+/// Makes the device that peers are reached over.
+pub(crate) fn add_device(host: &Host) {
     host.namespace.ip(&format!(
         "link add flannel.1 type vxlan id 1 dev eth0 local {} dstport 8472 nolearning",
         host.address
     ));
     host.namespace.ip("link set flannel.1 up");
+}
+
+/// Makes the device, then a neighbour, a forwarding entry and an onlink route for each peer.
+pub(crate) fn program(host: &Host, peers: Range<u16>) -> Result<Cost> {
+    add_device(host);
     let (mut neighbors, mut entries, mut routes) = (String::new(), String::new(), String::new());
     for peer in peers {
         let (subnet, mac, public_ip) = (subnet(peer), mac(peer), public_ip(peer));
@@ -39,7 +44,7 @@ pub(crate) fn program(host: &Host, peers: Range<u16>) -> Result<Cost> {
         )?;
         writeln!(
             routes,
-            "route replace {subnet}/24 via {subnet} dev flannel.1 onlink"
+            "route replace {subnet}/{LEN} via {subnet} dev flannel.1 onlink"
         )?;
     }
     let before = cpu_of_children()?;

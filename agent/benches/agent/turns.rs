@@ -19,12 +19,36 @@ pub(crate) enum Metric {
     Resident,
     /// The most that it has ever been (`VmHWM`).
     ResidentPeak,
+    /// Processor time of the tests' API server until then.
+    ServerCpu,
+    /// What of it is the process's own (`RssAnon`), not pages of its file.
+    Private,
+    /// How often the process wakes up in a minute in which nothing happens.
+    WakeUps,
+    /// From the end of the first lease of all until the kernel has no route left.
+    Removed,
+    /// Processor time for that.
+    RemovedCpu,
+    /// Processor time to look at everything in the kernel and mend one thing.
+    ResyncCpu,
+    /// From a put in etcd to the route: the median and the 99th percentile of many.
+    Route,
+    RouteTail,
+    /// From the same puts to the event of a watch.
+    Watch,
+    WatchTail,
     /// From the first change of many until the kernel has them all.
     Churn,
     /// Processor time for these changes.
     ChurnCpu,
     /// One TCP stream.
     Stream,
+    /// Several TCP streams together.
+    Streams,
+    /// The median of pings beside a stream.
+    PingMedian,
+    /// Their 99th percentile.
+    PingP99,
     /// Small packets that arrive.
     Packets,
     /// Lists of all nodes, however many pages each has.

@@ -99,9 +99,12 @@ impl Run {
 
     /// The most requests in a second that three servers should have to answer, whatever happens to all nodes at once.
     fn most_per_second(&self) -> usize {
-        /// The nodes that come back in a second (`spread::before_requests`), by how many requests each sends.
-        const RETURNING: usize = 6000 * 6;
-        RETURNING.min(self.nodes * 6)
+        /// What etcd's documentation gives for three members (etcd.io/docs/v3.6/op-guide/performance).
+        const SERVED: usize = 30_000;
+        /// Of a node that comes back at once: the config, the list, the watch, questions to it, its own key and that key's
+        /// TTL; and if its lease is gone, a new one and the key again.
+        const RETURNING: usize = 8;
+        SERVED.min(self.nodes * RETURNING)
     }
 
     /// Waits until all agree, and at least for a time; then prints and judges what it took since a second of the load.

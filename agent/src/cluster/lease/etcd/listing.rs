@@ -23,12 +23,15 @@ use crate::cluster::lease::{Lease, LeaseAttrs, StoreError, SubnetKey};
 /// Keys per page, unless there are many.
 const PAGE: i64 = 5000;
 
+/// The most keys per page: with many more than there are subnets in 10.0.0.0/8, a page would be too long for a message.
+const LONGEST_PAGE: i64 = 16_384;
+
 /// How many keys to ask for at once, given how many there are in all. With every page etcd counts what is left of the
 /// range (`rangeKeys`, server/storage/mvcc/kvstore_txn.go), so that in pages of 5,000 a list of 65,000 leases cost it
 /// twice what it costs in one. A page of a sixth takes this node some five MiB then.
 pub(super) fn page_size(count: usize) -> i64 {
     let sixth = i64::try_from(count.div_ceil(6)).unwrap_or(i64::MAX);
-    sixth.max(PAGE)
+    sixth.clamp(PAGE, LONGEST_PAGE)
 }
 
 /// All leases at one revision of the store.
@@ -190,6 +193,8 @@ pub(super) struct Unfinished {
     start: Vec<u8>,
     /// When it was given up last.
     kept: Instant,
+    /// How often in a row the next page was not there in time.
+    silences: u32,
 }
 
 impl Unfinished {
@@ -208,6 +213,16 @@ impl Unfinished {
             count: 0,
             start: store.keys.subnets.clone().into_bytes(),
             kept: Instant::now(),
+            silences: 0,
+        }
+    }
+
+    /// How many keys to ask for at once. Servers that many nodes ask at the same time may be slow once; where the same
+    /// page comes too late again, the way may be too slow for it.
+    fn page_size(&self) -> i64 {
+        match self.silences {
+            0 | 1 => page_size(self.count),
+            _ => PAGE,
         }
     }
 
@@ -226,6 +241,7 @@ impl Unfinished {
 
     fn keep(mut self, store: &Store) {
         self.kept = Instant::now();
+        self.silences += 1;
         if self.listing.revision != 0 {
             *store
                 .unfinished
@@ -240,8 +256,10 @@ impl Unfinished {
             listing,
             start,
             count,
+            silences,
             ..
         } = self;
+        *silences = 0;
         let (cluster, revision) = page.header.map_or((0, 0), |it| (it.cluster, it.revision));
         if listing.revision == 0 {
             *count = usize::try_from(page.count).unwrap_or(0);
@@ -271,7 +289,7 @@ async fn list_by(store: &Store, longest: i64) -> Result<Listing, StoreError> {
     let mut unfinished = Unfinished::resume(store).unwrap_or_else(|| Unfinished::begin(store));
     loop {
         let range = Range {
-            limit: page_size(unfinished.count).min(longest),
+            limit: unfinished.page_size().min(longest),
             revision: unfinished.listing.revision,
             ..Range::between(unfinished.start.clone(), store.keys.subnets_end.as_str())
         };

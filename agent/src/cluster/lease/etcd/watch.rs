@@ -397,7 +397,7 @@ impl Watcher {
         if compacted > 0 || is_compaction(&response.reason) {
             info!(
                 compacted,
-                "etcd compacted revisions that this node has not seen; listing all leases again"
+                "etcd compacted revisions that this node has not seen; it will read all leases again"
             );
             return match compacted {
                 // A server that does not say.

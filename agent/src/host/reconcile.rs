@@ -83,6 +83,8 @@ pub struct Reconciler {
     /// Wanted objects blocked by another program's object, which must not be replaced.
     blocked: BTreeSet<Key>,
     totals: Counts,
+    /// Devices that [`Self::add`] created, for the report of the next pass.
+    made: Vec<InterfaceName>,
 }
 
 impl Reconciler {
@@ -98,6 +100,7 @@ impl Reconciler {
             unsure: true,
             blocked: BTreeSet::new(),
             totals: Counts::default(),
+            made: Vec::new(),
         }
     }
 
@@ -248,7 +251,8 @@ impl Reconciler {
     }
 
     /// Makes those of these objects that are missing; changes and removes nothing. Returns whether all are as given
-    /// then. If one is there in another form, or where hooks or connections belong to the scope, nothing is made.
+    /// then. If one is there in another form, or where hooks or connections belong to the scope, nothing is made. The next
+    /// pass reports the devices that it made.
     ///
     /// # Errors
     ///
@@ -273,10 +277,11 @@ impl Reconciler {
             was: None,
         });
         let mut report = Report::default();
-        let recreated = self.apply(changes.collect(), &mut report).await?;
+        let applied = self.apply(changes.collect(), &mut report).await;
+        self.made.append(&mut report.made);
         self.totals.add(report.counts);
         self.unsure = true;
-        Ok(!recreated && report.is_complete())
+        Ok(!applied? && report.is_complete())
     }
 
     /// Applies a change of the wanted state without observing the kernel.
@@ -426,6 +431,7 @@ impl Reconciler {
     }
 
     fn finish(&mut self, mut report: Report, start: Instant) -> Report {
+        report.made.append(&mut self.made);
         report.pending = self.is_pending();
         report.took = start.elapsed();
         self.totals.add(report.counts);

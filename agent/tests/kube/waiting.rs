@@ -276,3 +276,33 @@ fn what_an_earlier_run_left_for_peers_stays_until_the_list_is_there() {
     let device = one.namespace.ip("-d link show flannel.1");
     assert!(device.contains("dstport 8473"), "{device}");
 }
+
+/// Nothing but that file tells of a network that the config does not have any more.
+#[test]
+fn a_former_network_is_removed_though_the_list_was_long_in_coming() {
+    let fleet = Fleet::start(VXLAN);
+    let mut host = fleet.host(1, &["10.244.1.0/24"]);
+    host.start_agent();
+    host.wait_ready();
+    host.kill_agent();
+    host.namespace.ip("address add 10.99.1.0/32 dev flannel.1");
+    let former = "FLANNEL_NETWORK=10.99.0.0/16\nFLANNEL_SUBNET=10.99.1.1/24\n";
+    fs::write(host.subnet_file(), former).expect("subnet.env");
+    fleet
+        .server
+        .change(|cluster| cluster.faults.forbidden.push(LIST));
+    for _ in 0..2 {
+        host.start_agent();
+        host.wait_told("what it waits for", |line| line.contains("cannot list"));
+        host.kill_agent();
+    }
+    fleet
+        .server
+        .change(|cluster| cluster.faults.forbidden.clear());
+    host.start_agent();
+    host.wait_ready();
+    assert_eq!(host.subnet_env("FLANNEL_NETWORK"), "10.244.0.0/16");
+    let addresses = host.namespace.ip("address show dev flannel.1");
+    assert!(addresses.contains("10.244.1.0/32"), "{addresses}");
+    assert!(!addresses.contains("10.99."), "{addresses}");
+}

@@ -107,8 +107,12 @@ impl Overlay {
 
     /// Makes the host's own device and addresses and writes `subnet.env` while the list of peers is on its way, so that
     /// containers need not wait for it. Only adds: what an earlier run left for peers stays as it is. Where that does
-    /// not suffice, nothing is written: the pass with all peers does the whole work.
+    /// not suffice, nothing is written: the pass with all peers does the whole work. Nor where an earlier run has left
+    /// `subnet.env`: containers have what they need, and if its network was another one, it is the only record of that.
     pub(crate) async fn prepare(&mut self) {
+        if self.subnet_file.exists() {
+            return;
+        }
         let own = self.backend.own(&self.own.key);
         match self.reconciler.add(&own).await {
             Ok(true) => (),

@@ -107,7 +107,8 @@ pub struct Monitor {
     own_port: u32,
     pending: Changed,
     /// Objects that were not as wanted in their last notification. The kernel sets no sender port in notifications
-    /// about FDB entries and devices, so our own changes are recognised by their result.
+    /// about FDB entries and devices, so our own changes are recognised by their result. Of routes and neighbors our own
+    /// are [not received](super::filter): one that is mended meanwhile is looked at once more.
     suspects: BTreeSet<Key>,
     /// Whether the underlay's device differed in its last notification, so that its recovery is reported as well.
     underlay_differs: bool,

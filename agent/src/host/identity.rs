@@ -73,7 +73,7 @@ fn write_error(what: &'static str, file: &Path) -> impl FnOnce(io::Error) -> Ide
 }
 
 /// The kernel's random numbers (`getrandom()`).
-fn random<const LEN: usize>(what: &'static str) -> Result<[u8; LEN], IdentityError> {
+pub(super) fn random<const LEN: usize>(what: &'static str) -> Result<[u8; LEN], IdentityError> {
     let mut bytes = [0; LEN];
     let filled = SystemRandom::new().fill(&mut bytes);
     filled.map_err(|_| IdentityError::Random { what })?;

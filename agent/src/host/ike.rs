@@ -6,6 +6,7 @@
 
 mod client;
 mod names;
+mod salt;
 mod tunnels;
 pub mod vici;
 mod worker;

@@ -367,22 +367,29 @@ fn cleanup_and_a_change_of_the_backend_leave_nothing() {
     assert!(!routes.contains("10.5.0.0/16 dev eth0"), "{routes}");
 }
 
-/// A node that flannel set up: what its `handle_charon.go` and `handle_xfrm.go` tell charon and kernel, told by swanctl and
-/// ip, and its lease.
+/// The subnet of the node that flannel set up.
+const FLANNELS: &str = "10.5.200.0/24";
+
+/// The second node, as flannel sets it up for a peer: what its `handle_charon.go` and `handle_xfrm.go` tell charon and
+/// kernel, told by swanctl and ip, and its lease.
+fn flannel_node(store: &Store, peer: &Host) -> (Host, Charon) {
+    let (flannel, charon) = host(store, 2);
+    charon.load_flannels(&flannel, FLANNELS, peer, &subnet(peer), SECRET);
+    let lease = r#"{"PublicIP":"10.77.0.12","PublicIPv6":null,"BackendType":"ipsec"}"#;
+    store.put_lease(&FLANNELS.replace('/', "-"), lease);
+    (flannel, charon)
+}
+
 #[test]
 fn a_flannel_node_is_a_peer() {
     let store = Store::start(&network(SECRET, ""));
     let (mut one, on_one) = host(&store, 1);
     one.join();
-    let (flannel, on_flannel) = host(&store, 2);
-    let theirs = "10.5.200.0/24";
-    on_flannel.load_flannels(&flannel, theirs, &one, &subnet(&one), SECRET);
-    let lease = r#"{"PublicIP":"10.77.0.12","PublicIPv6":null,"BackendType":"ipsec"}"#;
-    store.put_lease("10.5.200.0-24", lease);
+    let (flannel, on_flannel) = flannel_node(&store, &one);
     on_one.wait_established(&flannel);
     on_flannel.wait_established(&one);
     let policies = one.namespace.run("ip xfrm policy");
-    assert!(policies.contains(&format!("dst {theirs}")), "{policies}");
+    assert!(policies.contains(&format!("dst {FLANNELS}")), "{policies}");
     if charon::has_esp() {
         let is_there = || on_flannel.associations().contains("INSTALLED");
         wait_until("a tunnel", is_there);

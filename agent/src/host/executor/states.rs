@@ -91,6 +91,7 @@ mod tests {
             psk: Secret::new(psk.to_owned()),
             udp_encap: false,
             esp_proposal: "aes128gcm16".to_owned(),
+            fenced: true,
         }))
     }
 

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::{IpNet, Ipv4Net};
 use ring::hmac;
 
+use super::salt::Salt;
 use super::vici::Section;
 use crate::host::netlink::CHARON_PRIORITY;
 use crate::plan::state::Connection;
@@ -58,7 +59,8 @@ pub(super) fn is_ours(name: &str, networks: &[IpNet]) -> bool {
 /// The arguments of `load-conn`: flannel's, except that the nodes name themselves, as their public addresses may be a
 /// NAT's; that charon itself begins nothing, since of two ends that begin at once each would make a tunnel; that it does
 /// not move tunnels to other addresses of the host (MOBIKE, RFC 4555), where no policy would find them; and that it puts
-/// policies of its own in the place of the kernel's.
+/// policies of its own in the place of the kernel's, where packets without a tunnel are blocked by others: its own go with
+/// the tunnel.
 ///
 /// charon's policy for packets to the peer names the SPI. When keys are renewed, the node that answers has both states at
 /// once, and changes over when the other one deletes the old state (`child_sa.c`, `register_outbound()`): then that one
@@ -74,7 +76,7 @@ pub(super) fn load_connection(remote: Ipv4Addr, wanted: &Connection) -> Section 
         .with("start_action", "none")
         .with("close_action", "none")
         .with("dpd_action", "restart")
-        .with("policies", "yes")
+        .with("policies", if wanted.fenced { "yes" } else { "no" })
         .with("priority", CHARON_PRIORITY.to_string());
     let psk = |id: Ipv4Addr| {
         Section::default()
@@ -100,13 +102,19 @@ pub(super) fn load_connection(remote: Ipv4Addr, wanted: &Connection) -> Section 
 }
 
 /// charon's name for the secret of a connection: it tells later runs of the agent, to whom charon gives no secret, whether
-/// it is another one now. Four bytes of a HMAC: enough to tell two apart, and too little to tell one.
-pub(super) fn secret(remote: Ipv4Addr, wanted: &Connection) -> String {
+/// it is another one now. Four bytes of a HMAC: enough to tell two apart. charon logs the name, and without the host's salt
+/// nobody can try a guess of the secret on it.
+pub(super) fn secret(remote: Ipv4Addr, wanted: &Connection, salt: &Salt) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, wanted.psk.expose().as_bytes());
-    let tag = hmac::sign(&key, b"selvage: name of an IPsec secret");
+    let tag = hmac::sign(&key, &salt.0);
     let name = connection(remote, wanted);
     let digits = tag.as_ref().iter().take(4);
     digits.fold(name + "#", |name, byte| format!("{name}{byte:02x}"))
+}
+
+/// The name of a secret until the nodes have proved to each other that they have it, which a later run is to go on with.
+pub(super) fn unproved(secret: &str) -> String {
+    format!("{secret}?")
 }
 
 /// The connection that a secret of that name is for. What flannel or others load has other names.
@@ -114,11 +122,11 @@ pub(super) fn owner(secret: &str) -> &str {
     secret.split_once('#').map_or(secret, |(name, _)| name)
 }
 
-/// The arguments of `load-shared`. The secret belongs to the peer's name alone: the own one would let it be tried for
-/// every other peer.
-pub(super) fn load_secret(remote: Ipv4Addr, wanted: &Connection) -> Section {
+/// The arguments of `load-shared`, under that name. The secret belongs to the peer's name alone: the own one would let it
+/// be tried for every other peer.
+pub(super) fn load_secret(remote: Ipv4Addr, wanted: &Connection, id: &str) -> Section {
     Section::default()
-        .with("id", secret(remote, wanted))
+        .with("id", id)
         .with("type", "IKE")
         .with("data", wanted.psk.expose())
         .with_list("owners", remote.to_string())
@@ -138,6 +146,7 @@ pub(super) mod tests {
             psk: Secret::new("swordfish".repeat(11)),
             udp_encap: false,
             esp_proposal: "aes128gcm16-sha256-prfsha256-ecp256".to_owned(),
+            fenced: true,
         }
     }
 
@@ -194,9 +203,22 @@ pub(super) mod tests {
             assert_eq!(child.text(key), Some(value), "{key}");
         }
         assert_eq!(texts(child, "remote_ts"), ["172.17.69.0/24"]);
-        let secret = load_secret([10, 193, 37, 216].into(), &wanted());
+        let secret = load_secret([10, 193, 37, 216].into(), &wanted(), "id");
         assert_eq!(texts(&secret, "owners"), ["10.193.37.216"]);
         assert_eq!(secret.text("data"), Some(&*"swordfish".repeat(11)));
+    }
+
+    /// Its policies go with the tunnel: what would then block plain packets?
+    #[test]
+    fn only_where_packets_without_a_tunnel_are_blocked_has_charon_policies() {
+        for (fenced, policies) in [(true, "yes"), (false, "no")] {
+            let wanted = Connection { fenced, ..wanted() };
+            let message = load_connection([10, 193, 37, 216].into(), &wanted);
+            let (_, config) = message.sections().next().unwrap();
+            let children = config.section("children").unwrap();
+            let (_, child) = children.sections().next().unwrap();
+            assert_eq!(child.text("policies"), Some(policies));
+        }
     }
 
     #[test]
@@ -206,11 +228,17 @@ pub(super) mod tests {
             psk: Secret::new("swordfish".repeat(12)),
             ..wanted()
         };
-        let [before, after] = [&wanted(), &renewed].map(|wanted| secret(remote, wanted));
-        assert_eq!(before, secret(remote, &wanted()));
+        let salt = Salt([1; 16]);
+        let [before, after] = [&wanted(), &renewed].map(|wanted| secret(remote, wanted, &salt));
+        assert_eq!(before, secret(remote, &wanted(), &salt));
         assert_ne!(before, after);
+        assert_ne!(before, secret(remote, &wanted(), &Salt([2; 16])));
         assert_eq!(before.len(), connection(remote, &wanted()).len() + 9);
-        for id in [&*before, &*after, &*connection(remote, &wanted())] {
+        for id in [
+            &*before,
+            &*unproved(&after),
+            &*connection(remote, &wanted()),
+        ] {
             assert_eq!(owner(id), connection(remote, &wanted()));
         }
     }

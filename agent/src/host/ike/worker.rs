@@ -25,6 +25,7 @@ use tracing::{debug, info};
 
 use self::pass::Session;
 use super::client::ViciError;
+use super::salt::Salt;
 use super::tunnels::{Tunnel, TunnelState};
 use crate::base::logging::chain;
 use crate::base::retry::Backoff;
@@ -102,7 +103,7 @@ impl Worker {
         let (sender, reports) = watch::channel(Report::default());
         let keeper = Keeper {
             socket: socket.to_owned(),
-            request: directory.join(REQUEST),
+            directory: directory.to_owned(),
             shared: Arc::clone(&shared),
             reports: sender,
             silent_since: None,
@@ -190,7 +191,7 @@ impl Worker {
 ///
 /// charon does not do as it is told.
 pub(crate) async fn remove_all(socket: &Path, networks: &[IpNet]) -> Result<bool, ViciError> {
-    let mut session = match Session::open(socket).await {
+    let mut session = match Session::open(socket, Salt::default()).await {
         Err(ViciError::Connect { .. }) => return Ok(false),
         session => session?,
     };
@@ -209,7 +210,8 @@ async fn spis() -> Option<BTreeSet<u32>> {
 /// The task.
 struct Keeper {
     socket: PathBuf,
-    request: PathBuf,
+    /// Where charon is asked for.
+    directory: PathBuf,
     shared: Arc<Shared>,
     reports: watch::Sender<Report>,
     /// Since when charon has not answered.
@@ -243,7 +245,8 @@ impl Keeper {
         if self.is_wanted() {
             self.ask_for_charon();
         }
-        let mut session = Session::open(&self.socket).await?;
+        let salt = Salt::kept_in(&self.directory);
+        let mut session = Session::open(&self.socket, salt).await?;
         info!(version = session.version(), "strongSwan's charon answers");
         loop {
             let Asked {
@@ -278,8 +281,9 @@ impl Keeper {
             return;
         }
         self.asked = Some(Instant::now());
-        if let Err(error) = fs::write(&self.request, "") {
-            debug!(path = %self.request.display(), "failed to ask for charon: {error}");
+        let request = self.directory.join(REQUEST);
+        if let Err(error) = fs::write(&request, "") {
+            debug!(path = %request.display(), "failed to ask for charon: {error}");
         }
     }
 

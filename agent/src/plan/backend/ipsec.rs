@@ -295,6 +295,7 @@ impl Backend for IpsecBackend {
             psk: self.config.psk.clone(),
             udp_encap: self.config.udp_encap,
             esp_proposal: self.config.esp_proposal.clone(),
+            fenced: self.whole_network().is_some(),
         };
         objects.extend([
             policy(Direction::Out, ours, theirs, there),

@@ -78,4 +78,7 @@ pub struct Connection {
     pub udp_encap: bool,
     /// The algorithms of ESP, in strongSwan's words.
     pub esp_proposal: String,
+    /// Whether policies of the whole network block what no peer's policy is for. The IKE daemon may then have policies of
+    /// its own in the place of the peer's, which go with the tunnel.
+    pub fenced: bool,
 }

@@ -4,7 +4,7 @@ mod rekey;
 mod stream;
 
 use super::wire::Wire;
-use super::{Charon, SECRET, host, network, pair, policies};
+use super::{Charon, SECRET, expected, host, network, pair, policies};
 use crate::cluster::Store;
 use crate::host::Host;
 use crate::kernel::Flow;
@@ -112,6 +112,28 @@ fn states_that_somebody_deletes_come_back() {
         host.namespace.ip("xfrm state flush");
         one.wait_reaches(&two);
     }
+}
+
+/// Where the underlay's addresses are in the network, nothing blocks all of it: the peers' own policies have to stay.
+#[test]
+#[ignore = "needs a kernel with ESP"]
+fn nothing_leaves_in_plain_text_after_a_tunnels_end_inside_the_site() {
+    let range = r#""Network":"10.0.0.0/8","SubnetMin":"10.5.1.0","SubnetMax":"10.5.200.0""#;
+    let config = format!(r#"{{{range},"Backend":{{"Type":"ipsec","PSK":"{SECRET}"}}}}"#);
+    let (store, (mut one, on_one), (mut two, on_two)) = pair(&config);
+    carry(&one, &two);
+    one.kill_agent();
+    two.kill_agent();
+    let wire = Wire::tap(&store.switch);
+    for charon in [&on_one, &on_two] {
+        let name = charon.connections().pop().expect("a connection");
+        charon.swanctl(&format!("--terminate --force --timeout 30 --ike {name}"));
+    }
+    assert_eq!(policies(&one, &two), expected(&one, &two));
+    assert_eq!(policies(&two, &one), expected(&two, &one));
+    assert!(!one.reaches(&two));
+    let seen = wire.end();
+    assert_eq!(seen.plain, 0, "{seen:?}");
 }
 
 #[test]

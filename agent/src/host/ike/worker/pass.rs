@@ -15,6 +15,7 @@ use tracing::debug;
 
 use super::super::client::{Client, ViciError};
 use super::super::names;
+use super::super::salt::Salt;
 use super::super::tunnels::{self, Association, Tunnel, TunnelState};
 use super::super::vici::Section;
 use super::Wanted;
@@ -32,6 +33,7 @@ const ASSOCIATION: &str = "list-sa";
 pub(super) struct Session {
     client: Client,
     version: String,
+    salt: Salt,
     /// Whether a pass has looked for what others have loaded.
     surveyed: bool,
     /// What was loaded, by name.
@@ -96,14 +98,15 @@ impl Passed {
 }
 
 impl Session {
-    /// Connects, and asks who answers.
-    pub(super) async fn open(socket: &Path) -> Result<Self, ViciError> {
+    /// Connects, and asks who answers. By `salt` secrets that an earlier run has loaded are recognised.
+    pub(super) async fn open(socket: &Path, salt: Salt) -> Result<Self, ViciError> {
         let mut client = Client::connect(socket).await?;
         let answer = client.call("version", Section::default()).await?;
         client.register(ASSOCIATION).await?;
         Ok(Self {
             client,
             version: answer.text("version").unwrap_or("unknown").to_owned(),
+            salt,
             surveyed: false,
             loaded: BTreeMap::new(),
             secrets: BTreeMap::new(),
@@ -145,8 +148,7 @@ impl Session {
         self.unload_others(&wanted, networks).await?;
         let mut renewed = Vec::new();
         for (name, (peer, connection)) in &wanted {
-            let is_renewed = self.load(name, *peer, connection, now).await?;
-            if is_renewed && begins(*peer, connection) {
+            if self.load(name, *peer, connection, now).await? {
                 renewed.push(name.as_str());
             }
             if let Some(refusal) = self.refused.get(name) {
@@ -162,7 +164,10 @@ impl Session {
                 let next = Attempt::new(*peer, now);
                 self.proofs.insert(name.clone(), Proof { former, next });
             }
-            self.prove(name, own.clone(), now).await?;
+            if self.prove(name, own.clone(), now).await? {
+                let proved = self.name_proved(name, *peer, connection).await;
+                passed.note(proved)?;
+            }
             let tunnel = Tunnel::of(own);
             passed.tunnels.insert(*peer, tunnel);
             if self.loaded.contains_key(name) && self.is_due(name, *peer, connection, tunnel, now) {
@@ -205,8 +210,8 @@ impl Session {
         Ok(())
     }
 
-    /// Loads a connection and its secret, if that is needed and due. Returns whether the secret is a new one. A refusal is
-    /// kept.
+    /// Loads a connection and its secret, if that is needed and due. Returns whether the secret is a new one that this node
+    /// is to prove. A refusal is kept.
     async fn load(
         &mut self,
         name: &str,
@@ -258,45 +263,67 @@ impl Session {
         Ok(is_renewed)
     }
 
-    /// Returns whether the secret takes the place of another one.
+    /// Returns whether the secret takes the place of another one, and this node is to prove that it has it.
     async fn order_load(
         &mut self,
         name: &str,
         peer: Ipv4Addr,
         connection: &Connection,
     ) -> Result<bool, ViciError> {
-        let secret = names::load_secret(peer, connection);
-        self.client.order("load-shared", name, secret).await?;
-        let id = names::secret(peer, connection);
+        let proved = names::secret(peer, connection, &self.salt);
         let ids = self.secrets.entry(name.to_owned()).or_default();
+        let is_renewed = begins(peer, connection) && ids.iter().any(|id| *id != proved);
+        let id = match is_renewed {
+            true => names::unproved(&proved),
+            false => proved,
+        };
         ids.insert(id.clone());
+        let secret = names::load_secret(peer, connection, &id);
+        self.client.order("load-shared", name, secret).await?;
         let config = names::load_connection(peer, connection);
         self.client.order("load-conn", name, config).await?;
+        self.unload_secrets(name, Some(&id)).await?;
+        Ok(is_renewed)
+    }
+
+    /// Gives a secret the name of one that both nodes have proved.
+    async fn name_proved(
+        &mut self,
+        name: &str,
+        peer: Ipv4Addr,
+        connection: &Connection,
+    ) -> Result<(), ViciError> {
+        let id = names::secret(peer, connection, &self.salt);
+        let secret = names::load_secret(peer, connection, &id);
+        self.client.order("load-shared", name, secret).await?;
+        let ids = self.secrets.entry(name.to_owned()).or_default();
+        ids.insert(id.clone());
         self.unload_secrets(name, Some(&id)).await
     }
 
-    /// Has the nodes of a connection prove to each other that they have its new secret, until they have. The tunnel stays
-    /// meanwhile.
+    /// Has the nodes of a connection prove to each other that they have its new secret, until they have; returns whether
+    /// they just have. The tunnel stays meanwhile.
     async fn prove<'a>(
         &mut self,
         name: &str,
         mut associations: impl Iterator<Item = &'a Association> + Clone,
         now: Instant,
-    ) -> Result<(), ViciError> {
+    ) -> Result<bool, ViciError> {
         let Some(proof) = self.proofs.get_mut(name) else {
-            return Ok(());
+            return Ok(false);
         };
         let rests_on_it = |sa: &Association| sa.established && !proof.former.contains(&sa.id);
         // A new association takes the new secret anyway.
         if associations.clone().next().is_none() || associations.clone().any(rests_on_it) {
             self.proofs.remove(name);
-            return Ok(());
+            return Ok(true);
         }
         if associations.any(|sa| sa.busy) || !proof.next.take(now) {
-            return Ok(());
+            return Ok(false);
         }
         let order = Section::default().with("ike", name).with("reauth", "yes");
-        self.try_order("rekey", name, order).await
+        self.try_order("rekey", name, order).await?;
+        Ok(false)
     }
 
     /// charon's associations; ends those of ours that are not wanted.

@@ -17,6 +17,8 @@ use crate::settings::Secret;
 
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 193, 37, 216);
 
+const SALT: Salt = Salt([7; 16]);
+
 fn networks() -> Vec<IpNet> {
     vec!["172.17.0.0/16".parse().unwrap()]
 }
@@ -51,7 +53,7 @@ async fn until_trouble(worker: &Worker, what: &str, fits: impl Fn(Option<&str>) 
 
 /// charon's name for the secret of a connection with [`REMOTE`].
 fn secret(connection: &Connection) -> String {
-    names::secret(REMOTE, connection)
+    names::secret(REMOTE, connection, &SALT)
 }
 
 fn name() -> String {
@@ -148,12 +150,15 @@ async fn a_new_secret_is_loaded_and_both_prove_that_they_have_it() {
     };
     worker.apply(&[set(REMOTE, &renewed)]);
     let order = format!("rekey {}", name());
+    let id = secret(&renewed);
     charon
-        .until("proof", |state| state.orders.contains(&order))
+        .until("proof", |state| {
+            state.orders.contains(&order) && state.secrets.keys().eq([&id])
+        })
         .await;
     let state = charon.state();
     let secrets: Vec<_> = state.secrets.iter().collect();
-    assert_eq!(secrets, [(&secret(&renewed), &"p".repeat(96))]);
+    assert_eq!(secrets, [(&id, &"p".repeat(96))]);
     // The tunnel stays meanwhile.
     assert!(
         !state
@@ -262,7 +267,7 @@ async fn what_charon_refuses_is_tried_again_ever_later_and_reported_meanwhile() 
         let mut charon = Charon::new();
         charon.state().refuses = Some(command);
         charon.start();
-        let mut session = Session::open(&charon.socket()).await.unwrap();
+        let mut session = Session::open(&charon.socket(), SALT).await.unwrap();
         let mut wanted = Wanted::from([(REMOTE, wanted())]);
         let start = Instant::now();
         let passed = ten_minutes(&mut session, &wanted, start).await;
@@ -291,7 +296,7 @@ async fn of_a_connection_that_charon_refused_no_secret_is_left() {
     let mut charon = Charon::new();
     charon.state().refuses = Some("load-conn");
     charon.start();
-    let mut session = Session::open(&charon.socket()).await.unwrap();
+    let mut session = Session::open(&charon.socket(), SALT).await.unwrap();
     let now = Instant::now();
     let wanted = Wanted::from([(REMOTE, wanted())]);
     session.pass(&wanted, &networks(), None, now).await.unwrap();
@@ -308,7 +313,7 @@ async fn of_a_connection_that_charon_refused_no_secret_is_left() {
 async fn proof_of_a_new_secret_is_asked_for_until_the_peer_has_it_too() {
     let mut charon = Charon::new();
     charon.start();
-    let mut session = Session::open(&charon.socket()).await.unwrap();
+    let mut session = Session::open(&charon.socket(), SALT).await.unwrap();
     let mut wanted = Wanted::from([(REMOTE, wanted())]);
     let start = Instant::now();
     session
@@ -329,6 +334,36 @@ async fn proof_of_a_new_secret_is_asked_for_until_the_peer_has_it_too() {
     assert_eq!((count("terminate"), count("initiate")), (0, 1));
 }
 
+/// The peer gets it later, and meanwhile this node's agent is restarted.
+#[tokio::test]
+async fn proof_of_a_new_secret_is_asked_for_by_the_next_run_too() {
+    let mut charon = Charon::new();
+    charon.start();
+    let mut wanted = Wanted::from([(REMOTE, wanted())]);
+    let start = Instant::now();
+    charon.state().unproved = u32::MAX;
+    for psk in [None, Some("p"), None, None] {
+        if let (Some(psk), Some(connection)) = (psk, wanted.get_mut(&REMOTE)) {
+            connection.psk = Secret::new(psk.repeat(96));
+        }
+        let mut session = Session::open(&charon.socket(), SALT).await.unwrap();
+        for second in [0, 2] {
+            let now = start + Duration::from_secs(second);
+            session.pass(&wanted, &networks(), None, now).await.unwrap();
+        }
+    }
+    assert_eq!(charon.state().renewed.get(&name()), None);
+    let id = names::unproved(&secret(&wanted[&REMOTE]));
+    assert_eq!(charon.state().secrets.keys().collect::<Vec<_>>(), [&id]);
+    charon.state().unproved = 0;
+    let mut session = Session::open(&charon.socket(), SALT).await.unwrap();
+    ten_minutes(&mut session, &wanted, start).await;
+    let state = charon.state();
+    assert_eq!(state.renewed[&name()], 1);
+    let id = secret(&wanted[&REMOTE]);
+    assert_eq!(state.secrets.keys().collect::<Vec<_>>(), [&id]);
+}
+
 /// The agent was stopped or killed meanwhile.
 #[tokio::test]
 async fn a_secret_that_changed_between_two_runs_is_proved_too() {
@@ -347,7 +382,7 @@ async fn a_secret_that_changed_between_two_runs_is_proved_too() {
             connection.psk = Secret::new(psk.repeat(96));
         }
         charon.state().orders.clear();
-        let mut session = Session::open(&charon.socket()).await.unwrap();
+        let mut session = Session::open(&charon.socket(), SALT).await.unwrap();
         for _ in 0..3 {
             session.pass(&wanted, &networks(), None, now).await.unwrap();
         }
@@ -375,7 +410,7 @@ async fn a_tunnel_whose_states_somebody_deleted_is_made_again() {
     let mut charon = Charon::new();
     charon.state().names_states = true;
     charon.start();
-    let mut session = Session::open(&charon.socket()).await.unwrap();
+    let mut session = Session::open(&charon.socket(), SALT).await.unwrap();
     let wanted = Wanted::from([(REMOTE, wanted())]);
     let now = Instant::now();
     let both = BTreeSet::from([0xc417_26d2, 0x0a0b_0c0d, 7]);
@@ -444,7 +479,7 @@ proptest! {
         runtime.block_on(async {
             let mut charon = Charon::new();
             charon.start();
-            let mut session = Session::open(&charon.socket()).await.unwrap();
+            let mut session = Session::open(&charon.socket(), SALT).await.unwrap();
             let mut wanted = Wanted::new();
             let name_of = |wanted: &Wanted, peer: u8| {
                 let (address, _) = numbered(peer, 0);

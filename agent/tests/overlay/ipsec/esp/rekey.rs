@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::super::charon::Renewed;
-use super::super::{OTHER_SECRET, SECRET, host, network, numbers, pair, policies, subnet};
+use super::super::{
+    OTHER_SECRET, SECRET, flannel_node, host, network, numbers, pair, policies, subnet,
+};
 use super::stream::Stream;
 use crate::cluster::Store;
 use crate::host::Host;
@@ -158,17 +160,13 @@ fn connects_with_a_flannel_node_and_renews_keys() {
     let store = Store::start(&network(SECRET, ""));
     let (mut one, on_one) = host(&store, 1);
     one.join();
-    let (flannel, on_flannel) = host(&store, 2);
-    let theirs = "10.5.200.0/24";
-    on_flannel.load_flannels(&flannel, theirs, &one, &subnet(&one), SECRET);
+    let (flannel, on_flannel) = flannel_node(&store, &one);
     flannel.namespace.ip("link add docker0 type bridge");
     flannel.namespace.ip("link set docker0 up");
     flannel
         .namespace
         .ip("address add 10.5.200.1/24 dev docker0");
     flannel.namespace.ip("route add default dev eth0");
-    let lease = r#"{"PublicIP":"10.77.0.12","PublicIPv6":null,"BackendType":"ipsec"}"#;
-    store.put_lease("10.5.200.0-24", lease);
     let target = std::net::Ipv4Addr::new(10, 5, 200, 1).into();
     wait_until("an answer from flannel's bridge", || {
         one.reaches_address(target, 56)

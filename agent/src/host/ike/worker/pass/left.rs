@@ -28,12 +28,12 @@ impl Session {
         Ok(ours.map(Into::into).collect())
     }
 
-    /// Removes a connection's secrets, but for one. Returns whether there were others.
+    /// Removes a connection's secrets, but for one.
     pub(super) async fn unload_secrets(
         &mut self,
         name: &str,
         but: Option<&str>,
-    ) -> Result<bool, ViciError> {
+    ) -> Result<(), ViciError> {
         let mut ids = self.secrets.remove(name).unwrap_or_default();
         if let Some(kept) = but {
             ids.remove(kept);
@@ -44,6 +44,6 @@ impl Session {
             let by_id = Section::default().with("id", id);
             self.try_order("unload-shared", name, by_id).await?;
         }
-        Ok(!ids.is_empty())
+        Ok(())
     }
 }

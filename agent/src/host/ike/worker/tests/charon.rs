@@ -36,6 +36,7 @@ pub(super) struct Charon {
 impl Charon {
     pub(super) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("ipsec.salt"), SALT.0).unwrap();
         Self {
             directory,
             state: Arc::default(),

@@ -152,7 +152,7 @@ fn container(host: &Host, subnet: Ipv4Addr, mtu: u32) -> Namespace {
     ] {
         namespace.ip(&format!(
             "address add {} dev {device}",
-            Ipv4Net::new_assert(own, 24)
+            Ipv4Net::new_assert(own, crate::leases::LEN)
         ));
         namespace.ip(&format!("link set {device} mtu {mtu} up"));
     }

@@ -1,4 +1,4 @@
-//! A kubeconfig, in YAML or JSON: never a panic, and none that would run a program is taken.
+//! A kubeconfig, in YAML or JSON: never a panic, and what is refused has a reason.
 
 #![no_main]
 

@@ -106,7 +106,9 @@ impl Server {
         let (client, peer) = (self.url(), format!("http://{}", self.peer));
         let cluster = self.cluster.clone().unwrap_or_else(|| self.as_member());
         let log = std::fs::File::create(self.log()).unwrap();
-        let child = Command::new("etcd")
+        // A kube-apiserver asks for a newer one than Debian's.
+        let program = std::env::var_os("ETCD").unwrap_or_else(|| "etcd".into());
+        let child = Command::new(program)
             .arg(format!("--name={}", self.peer))
             .arg(format!(
                 "--data-dir={}",

@@ -2,7 +2,8 @@
 //!
 //! The server is the tests' own, so that it can be slow, forget, refuse and go back in time. What it does is what
 //! kube-apiserver 1.36 does for these requests. With `KUBE_APISERVER=/path/to/kube-apiserver` each test has a real one
-//! behind it, and an etcd; what that cannot be made to do, such as going back in time, is left out then, and says so.
+//! behind it, and an etcd (`ETCD=/path/to/etcd`, 3.5.21 or later for 1.36); what those cannot be made to do, such as going
+//! back in time, is left out then, and says so.
 //!
 //! | module | what it is about |
 //! |---|---|

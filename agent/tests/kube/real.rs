@@ -1,4 +1,5 @@
-//! A kube-apiserver of a test's own, with an etcd of its own: `KUBE_APISERVER=/path/to/kube-apiserver`.
+//! A kube-apiserver of a test's own, with an etcd of its own: `KUBE_APISERVER=/path/to/kube-apiserver` and, if the one in
+//! `PATH` is too old, `ETCD=/path/to/etcd`.
 //!
 //! The tests' server is in front of it then. It still counts requests, and still drops, delays and refuses them; what it
 //! lets pass is answered by the real one, and the objects that a test puts are in the real one, too.

@@ -34,7 +34,7 @@ pub(crate) fn give(server: &ApiServer, rules: &[(&str, &[&str])]) {
         let right = |verb: &&str| ((*of).to_owned(), (*verb).to_owned());
         verbs.iter().map(right)
     });
-    server.change(|cluster| cluster.rights = Some(each.collect()));
+    server.change(|cluster| cluster.rights = each.collect());
 }
 
 fn give_by_role(real: &Real, rules: &[(&str, &[&str])]) {

@@ -74,9 +74,8 @@ pub(crate) struct Cluster {
     pub(crate) writes: Vec<(Kind, Value)>,
     /// Whoever has one of these is admitted; everyone if there are none.
     pub(crate) tokens: Vec<String>,
-    /// Resources and verbs that the user [`rbac::LIMITED`] has a right to; everything if there are none. A real server has
-    /// its own.
-    pub(crate) rights: Option<Vec<(String, String)>>,
+    /// Resources and verbs that the user [`rbac::LIMITED`] has a right to. A real server has its own.
+    pub(crate) rights: Vec<(String, String)>,
     /// Each request: `GET /api/v1/nodes?limit=250`.
     pub(crate) asked: Vec<String>,
     pub(crate) texts: objects::Texts,
@@ -101,7 +100,7 @@ impl Default for Cluster {
             history: Vec::new(),
             writes: Vec::new(),
             tokens: Vec::new(),
-            rights: None,
+            rights: Vec::new(),
             asked: Vec::new(),
             texts: objects::Texts::default(),
             faults: Faults::default(),

@@ -162,6 +162,7 @@ fn a_node_that_may_not_read_itself_is_unavailable() {
 fn an_expired_token_and_a_server_that_is_away_are_told_here() {
     let cluster = secure();
     let (mut host, fleet) = (limited(&cluster), &cluster.0);
+    give(fleet, None);
     fleet
         .server
         .change(|cluster| cluster.tokens = vec!["fresh".to_owned()]);
@@ -198,6 +199,7 @@ fn a_certificate_that_is_not_valid_now_is_told_here() {
     let (fleet, authority) = &cluster;
     let good = acceptor(authority);
     let mut host = limited(&cluster);
+    give(fleet, None);
     let day = 86_400;
     for (from, until, words) in [
         (-day, -3600, "certificate expired"),

@@ -40,10 +40,15 @@ pub(in crate::cluster::lease) fn before_list(nodes: usize, seed: &mut u64) -> Du
     random_part(longest_before_list(nodes), seed)
 }
 
+/// The longest delay before a few small requests.
+pub(in crate::cluster::lease) fn longest_before_requests(nodes: usize) -> Duration {
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    REQUESTS.saturating_mul(nodes).min(LONGEST)
+}
+
 /// A random delay before a few small requests.
 pub(in crate::cluster::lease) fn before_requests(nodes: usize, seed: &mut u64) -> Duration {
-    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-    random_part(REQUESTS.saturating_mul(nodes).min(LONGEST), seed)
+    random_part(longest_before_requests(nodes), seed)
 }
 
 /// A random part of a time.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -12,11 +13,17 @@ use super::{SECOND, network, put};
 use crate::cluster::lease::etcd::challenge::{self, Answer};
 use crate::cluster::lease::etcd::listing::list;
 use crate::cluster::lease::etcd::{EtcdStore, Held};
+use crate::cluster::lease::store::spread::longest_before_requests;
 use crate::cluster::lease::{Lease, LeaseStore, Past, StoreError, StoreEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 
-/// So many nodes wait up to twelve minutes before they list all leases, and up to twelve seconds before small requests.
+/// So many nodes wait up to twelve minutes before they list all leases, and up to 24 seconds before small requests.
 const MANY: usize = 60_000;
+
+/// When so many pauses before a few requests are over, each the longest that there is, and what comes between them.
+fn after_pauses(pauses: u32) -> Duration {
+    pauses * longest_before_requests(MANY) + 16 * SECOND
+}
 
 /// A node that holds a lease, and follows all of them.
 struct Node {
@@ -156,7 +163,7 @@ async fn a_node_that_waits_to_list_answers_challenges() {
     }
     node.cluster.set_all(Reach::Up);
     // By now it has found that its watch cannot go on.
-    sleep(60 * SECOND).await;
+    sleep(after_pauses(2)).await;
     let clone = store(&node.cluster, 1, true);
     let answer = challenge::ask(&clone.store, &owner(0), "192.0.2.1")
         .await
@@ -174,7 +181,7 @@ async fn a_lease_that_was_taken_over_is_reported_without_the_pause_before_a_list
         node.store.next_event().await,
         StoreEvent::OwnLeaseLost { .. }
     ) {}
-    assert!(begun.elapsed() < 40 * SECOND, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < after_pauses(2), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,7 +215,7 @@ async fn a_watch_that_is_resumed_in_another_history_checks_the_own_lease_at_once
     let cluster = backup.cluster;
     node.among_many();
     node.cluster.restore(backup, cluster);
-    sleep(30 * SECOND).await;
+    sleep(after_pauses(1)).await;
     assert!(node.has_lease());
 }
 
@@ -252,7 +259,7 @@ async fn after_a_compaction_only_what_was_missed_waits_for_the_list() {
     }
     node.cluster.set_all(Reach::Up);
     // By now it watches again.
-    sleep(40 * SECOND).await;
+    sleep(after_pauses(2)).await;
     let mut other = store(&node.cluster, 1, true);
     let new = other.acquire(&node.config, &attrs(1), None).await.unwrap();
     let begun = Instant::now();

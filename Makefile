@@ -127,7 +127,7 @@ test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot t
 	$(HARNESS) test
 
 .PHONY: test-qemu-all
-test-qemu-all: packages-build-image-qemu image-next image-signed sysexts sysexts-signed agent-tests ## The same, with the cases that take long
+test-qemu-all: packages-build-image-qemu image-next image-signed sysexts sysexts-signed sysexts-stand-ins agent-tests ## The same, with the cases that take long
 	$(HARNESS) test --all
 
 # Not in CI: on another machine than one of its own, all of it is emulated, the build's last steps too.
@@ -190,6 +190,11 @@ sysexts: image ## Build the system extensions of the image: debug, ipsec, podman
 .PHONY: sysexts-signed
 sysexts-signed: image-signed
 	@$(SUDO) env KEYS=target/keys image/sysexts target/image-signed target/sysexts-signed debug
+
+# Apart from what a release takes: programs of the tests in the place of Kubernetes' own.
+.PHONY: sysexts-stand-ins
+sysexts-stand-ins: image
+	@$(SUDO) env KUBERNETES=qemu-tests/kubernetes image/sysexts target/image target/sysexts-stand-ins kubernetes
 
 # From nothing each time, so it takes as long as two first builds.
 .PHONY: reproduce

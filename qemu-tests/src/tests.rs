@@ -14,7 +14,8 @@
 //! 10. three machines go there in turn: [`fleet`];
 //! 11. the power of one that does so is cut at any moment: [`power_cut`];
 //! 12. one whose firmware starts only what is signed does the same: [`secure_boot`];
-//! 13. two that get programs beside the image's, of the plain and the signed one: [`sysext`];
+//! 13. two that get programs beside the image's, of the plain and the signed one: [`sysext`]; one that becomes a node of
+//!     Kubernetes by such: [`kubernetes_node`];
 //! 14. one boots by network, with nothing on its disk: [`pxe`];
 //! 15. one has 512 MiB of memory: [`small`].
 
@@ -29,6 +30,7 @@ mod first_boot;
 mod fleet;
 mod image_kernel;
 mod initrd_network;
+mod kubernetes_node;
 mod networks;
 mod operator;
 mod overlay;
@@ -82,6 +84,7 @@ const GROUPS: &[Names] = &[
     power_cut::CASES,
     secure_boot::CASES,
     sysext::CASES,
+    kubernetes_node::CASES,
     pxe::CASES,
     small::CASES,
 ];
@@ -100,6 +103,7 @@ const EXTENDED: &[Names] = &[
     power_cut::EXTENDED,
     secure_boot::EXTENDED,
     sysext::EXTENDED,
+    kubernetes_node::EXTENDED,
     pxe::EXTENDED,
     small::EXTENDED,
 ];
@@ -145,6 +149,7 @@ pub(crate) async fn run(
     power_cut::run(&mut suite, &host, common, power_cuts, &dir).await;
     secure_boot::run(&mut suite, &host, common, &boots).await;
     sysext::run(&mut suite, &host, common, &boots).await;
+    kubernetes_node::run(&mut suite, &host, common, &boots).await;
     pxe::run(&mut suite, &host, common, &boots).await;
     small::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();

@@ -1,6 +1,7 @@
 //! Ignition configs: renders them from a cluster description, and checks them before a machine boots with them.
 //!
-//! A *cluster description* is one TOML file with the nodes, the etcd members and the overlay network;
+//! A *cluster description* is one TOML file with the nodes, the etcd members and the overlay network, or with the
+//! Kubernetes cluster that the nodes join;
 //! [`Cluster::render`] turns it into one Ignition config per node. [`check`] reads any Ignition config and reports,
 //! with line and JSON path, what the image's Ignition (2.14.0) would refuse or misread and what the image would ignore.
 //!
@@ -15,6 +16,7 @@ mod cluster;
 mod data_url;
 mod image;
 mod kernel_arguments;
+mod kubernetes;
 mod locate;
 mod network;
 mod render;
@@ -39,6 +41,7 @@ pub use image::{VerifyError, verify as verify_image};
 pub use kernel_arguments::{
     KernelArgumentsError, Places, Wanted, command as kernel_arguments_command,
 };
+pub use kubernetes::{Kubernetes, KubernetesFault};
 pub use locate::Position;
 pub use network::NetworkFault;
 pub use render::RenderedNode;

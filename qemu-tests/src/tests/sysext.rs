@@ -151,8 +151,13 @@ impl Extension {
         &self.sha256
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("http://{ADDRESS}/{}", self.file)
+    }
+
+    /// With its list and, where there is one, the list's signature.
+    pub(super) fn served(&self) -> impl Iterator<Item = (String, Vec<u8>)> {
+        self.served.iter().cloned()
     }
 }
 
@@ -166,9 +171,7 @@ async fn start(
     for node in &mut nodes {
         node.name = "sysext".into();
         node.ignition = description::only_a_login(&host.public_key).to_string();
-        let served = extensions
-            .iter()
-            .flat_map(|extension| extension.served.clone());
+        let served = extensions.iter().flat_map(|extension| extension.served());
         node.served.extend(served);
     }
     let options = Options {

@@ -1,7 +1,7 @@
 //! The cluster description as users write it, and its TOML parser.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
@@ -9,6 +9,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, de};
 
+use super::kubernetes::Kubernetes;
 use super::locate::Index;
 use super::{Error, validate};
 use crate::base::net::MacAddr;
@@ -25,6 +26,9 @@ pub struct Cluster {
     /// flannel's network config with flannel's own keys; null if an external etcd has one already.
     #[serde(default, deserialize_with = "toml_as_json")]
     pub network: serde_json::Value,
+    /// How the nodes join a Kubernetes cluster, which has leases and network config then.
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
     /// Settings for every node's `/etc/selvage/agent.toml`, merged over the rendered ones.
     #[serde(default)]
     pub agent: toml::Table,

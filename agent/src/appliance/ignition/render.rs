@@ -66,15 +66,36 @@ impl Cluster {
     }
 
     fn config(&self, node: &Node) -> Result<spec::Config, Error> {
-        let runs_etcd = self.etcd.members.contains(&node.name);
         let mut files = vec![
             file("/etc/hostname", &format!("{}\n", node.name)),
             file("/etc/hosts", &self.hosts()),
             file(NETWORK_FILE, &network_file(node)),
             file("/etc/selvage/agent.toml", &self.agent_toml(node)?),
         ];
-        let mut units = vec![enabled("docker.service"), enabled("selvage.service")];
-        if runs_etcd {
+        let mut units = Vec::new();
+        match &self.kubernetes {
+            Some(kubernetes) => {
+                kubernetes.add_to(&self.cluster.name, node, &mut files, &mut units);
+            }
+            None => self.add_agent_to(node, &mut files, &mut units),
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        units.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(spec::Config {
+            passwd: self.passwd(),
+            storage: Some(spec::Storage {
+                files: Some(files),
+                ..Default::default()
+            }),
+            systemd: Some(spec::Systemd { units: Some(units) }),
+            ..Default::default()
+        })
+    }
+
+    /// What a node has on which the agent itself runs, with etcd as its lease store.
+    fn add_agent_to(&self, node: &Node, files: &mut Vec<spec::File>, units: &mut Vec<spec::Unit>) {
+        units.extend([enabled("docker.service"), enabled("selvage.service")]);
+        if self.etcd.members.contains(&node.name) {
             files.push(file("/etc/default/etcd", &self.etcd_environment(node)));
             files.push(file("/etc/sysctl.d/20-etcd.conf", ETCD_SYSCTL));
             let mut etcd = enabled("etcd.service");
@@ -88,17 +109,6 @@ impl Cluster {
             files.push(file("/etc/selvage/network.json", &network));
             units.push(enabled("selvage-network.service"));
         }
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        units.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(spec::Config {
-            passwd: self.passwd(),
-            storage: Some(spec::Storage {
-                files: Some(files),
-                ..Default::default()
-            }),
-            systemd: Some(spec::Systemd { units: Some(units) }),
-            ..Default::default()
-        })
     }
 
     /// The node that publishes the network config, unless there is one already: the first etcd member, or the first
@@ -137,15 +147,17 @@ impl Cluster {
     }
 
     fn agent_toml(&self, node: &Node) -> Result<String, Error> {
-        let endpoints = self.client_urls(node).into_iter().map(Toml::String);
-        let etcd = Table::from_iter([("endpoints".to_owned(), Toml::Array(endpoints.collect()))]);
-        let address = node.address.addr().to_string();
-        let interfaces = Toml::Array(vec![Toml::String(address)]);
-        let underlay = Table::from_iter([("interfaces".to_owned(), interfaces)]);
-        let mut settings = Table::from_iter([
-            ("etcd".to_owned(), Toml::Table(etcd)),
-            ("underlay".to_owned(), Toml::Table(underlay)),
-        ]);
+        let mut settings = Table::new();
+        if self.kubernetes.is_none() {
+            let endpoints = self.client_urls(node).into_iter().map(Toml::String);
+            let etcd = ("endpoints".to_owned(), Toml::Array(endpoints.collect()));
+            let address = node.address.addr().to_string();
+            let interfaces = Toml::Array(vec![Toml::String(address)]);
+            let underlay = ("interfaces".to_owned(), interfaces);
+            for (name, setting) in [("etcd", etcd), ("underlay", underlay)] {
+                settings.insert(name.to_owned(), Toml::Table(Table::from_iter([setting])));
+            }
+        }
         agent_settings::merge(&mut settings, &self.agent);
         let name = &self.cluster.name;
         let settings = toml::to_string(&settings)?;
@@ -248,7 +260,7 @@ fn push_line(text: &mut String, line: &str) {
 }
 
 /// A file of root that replaces the image's file at that path, mode 0644.
-fn file(path: &str, contents: &str) -> spec::File {
+pub(super) fn file(path: &str, contents: &str) -> spec::File {
     let mut file = spec::File::new(path.to_owned());
     file.contents = Some(spec::Resource {
         source: Some(data_url::encode(contents)),
@@ -259,7 +271,7 @@ fn file(path: &str, contents: &str) -> spec::File {
     file
 }
 
-fn enabled(name: &str) -> spec::Unit {
+pub(super) fn enabled(name: &str) -> spec::Unit {
     let mut unit = spec::Unit::new(name.to_owned());
     unit.enabled = Some(true);
     unit

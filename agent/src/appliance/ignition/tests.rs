@@ -9,6 +9,7 @@ use super::*;
 
 pub(super) const DEMO: &str = include_str!("../../../../ignition/demo.toml");
 const SAMPLE: &str = include_str!("../../../../ignition/cluster.toml");
+pub(super) const KUBERNETES: &str = include_str!("../../../../ignition/kubernetes.toml");
 const SSH_KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me";
 
@@ -16,12 +17,12 @@ fn demo() -> Cluster {
     Cluster::from_toml(DEMO).unwrap()
 }
 
-fn config(node: &RenderedNode) -> ignition_config::v3_3::Config {
+pub(super) fn config(node: &RenderedNode) -> ignition_config::v3_3::Config {
     serde_json::from_str(&node.json).unwrap()
 }
 
 /// The decoded contents of a rendered file.
-fn contents(node: &RenderedNode, path: &str) -> Option<String> {
+pub(super) fn contents(node: &RenderedNode, path: &str) -> Option<String> {
     let files = config(node).storage?.files?;
     let file = files.into_iter().find(|file| file.path == path)?;
     let data = data_url::decode(&file.contents?.source?).unwrap();
@@ -201,7 +202,7 @@ fn shared_settings_override_what_is_rendered() {
 
 #[test]
 fn shipped_descriptions_pass_ignition_itself() {
-    for text in [DEMO, SAMPLE] {
+    for text in [DEMO, SAMPLE, KUBERNETES] {
         for node in Cluster::from_toml(text).unwrap().render().unwrap() {
             assert_eq!(check(&node.json).findings, []);
             match ignition_validate(&node.json) {

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::agent_settings::{self, SettingFault};
 use super::cluster::{Cluster, Node};
+use super::kubernetes::{self, KubernetesFault};
 use super::locate::{Index, Position, join_index};
 use super::network::{self, NetworkFault};
 use super::ssh_key::{self, SshKeyError};
@@ -94,6 +95,9 @@ pub enum Fault {
         /// The underlay prefix or the name server.
         other: IpNet,
     },
+    /// The `[kubernetes]` table is unusable, or another table has no effect beside it.
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesFault),
     /// An `[agent]` setting is invalid.
     #[error(transparent)]
     Setting(#[from] SettingFault),
@@ -152,8 +156,14 @@ pub(super) fn check(cluster: &Cluster) -> Result<(), Faults> {
     let mut faults = Faults(Vec::new());
     check_identity(cluster, &mut faults);
     check_nodes(&cluster.nodes, &mut faults);
-    check_etcd(cluster, &mut faults);
-    check_network(cluster, &mut faults);
+    if let Some(kubernetes) = &cluster.kubernetes {
+        for (path, fault) in kubernetes::check(kubernetes, cluster) {
+            faults.add(path, fault);
+        }
+    } else {
+        check_etcd(cluster, &mut faults);
+        check_network(cluster, &mut faults);
+    }
     for (path, fault) in agent_settings::check(&cluster.agent) {
         faults.add(path, fault);
     }
@@ -337,7 +347,7 @@ fn is_host_address(net: Ipv4Net) -> bool {
     (1..=31).contains(&net.prefix_len()) && unusable_v4(address).is_none() && is_host
 }
 
-fn is_endpoint(url: &str) -> bool {
+pub(super) fn is_endpoint(url: &str) -> bool {
     let rest = url
         .strip_prefix("http://")
         .or_else(|| url.strip_prefix("https://"));

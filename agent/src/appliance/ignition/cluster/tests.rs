@@ -67,10 +67,15 @@ const BAD_DESCRIPTIONS: &[(&str, &str, &str, &str, &str)] = &[
 
 #[test]
 fn bad_descriptions_are_refused_at_the_field() {
+    assert_refused(DEMO, BAD_DESCRIPTIONS);
+}
+
+/// Alters the description by each row, and compares what it is refused with.
+pub(in super::super) fn assert_refused(description: &str, rows: &[(&str, &str, &str, &str, &str)]) {
     let mut wrong = Vec::new();
-    for (fault, from, to, at, expected) in BAD_DESCRIPTIONS {
-        assert!(DEMO.contains(from), "{fault}: {from:?} is not in the demo");
-        let text = DEMO.replacen(from, to, 1);
+    for (fault, from, to, at, expected) in rows {
+        assert!(description.contains(from), "{fault}: {from:?} is not there");
+        let text = description.replacen(from, to, 1);
         let (position, message) = match Cluster::from_toml(&text) {
             Ok(_) => (None, "accepted".to_owned()),
             Err(Error::Syntax {

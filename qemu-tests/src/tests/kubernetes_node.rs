@@ -86,7 +86,9 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster) -> Result<()> {
     cluster.settle(progress).await?;
     suite
         .case(CASES[0], cluster, async |cluster| {
-            joined(one(cluster)?).await
+            let machine = one(cluster)?;
+            joined(machine).await?;
+            only_the_lost_try_is_told(machine)
         })
         .await;
     one(cluster)?.reboot().await?;
@@ -117,6 +119,17 @@ async fn node_is_up(machine: &Machine) -> Result<()> {
     .await?;
     let tries = machine.ssh.run("wc -l </var/lib/kubeadm-tries").await?;
     ensure!(tries == "2", "kubeadm was called {tries} times");
+    Ok(())
+}
+
+/// The stand-in loses its first try, and systemd says so on the console. Nothing else may be wrong there.
+fn only_the_lost_try_is_told(machine: &mut Machine) -> Result<()> {
+    let hits = machine.console.check()?;
+    let lines: Vec<_> = hits.iter().map(|hit| hit.line.as_str()).collect();
+    ensure!(
+        matches!(lines[..], [line] if line.contains("Failed to start kubeadm-join.service")),
+        "the console should tell of the lost try alone: {lines:?}"
+    );
     Ok(())
 }
 

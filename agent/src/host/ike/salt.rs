@@ -23,10 +23,13 @@ impl Salt {
         if let Some(kept) = std::fs::read(&path).ok().and_then(|it| it.try_into().ok()) {
             return Self(kept);
         }
-        let bytes = random("the salt of IPsec secrets' names").unwrap_or_else(|error| {
-            debug!("{}", chain(&error));
-            [0; 16]
-        });
+        let bytes = match random("the salt of IPsec secrets' names") {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                debug!("{}", chain(&error));
+                return Self::default();
+            }
+        };
         if let Err(error) = replace_soon(&path, &bytes, 0o600) {
             debug!(path = %path.display(), "failed to keep the salt of IPsec secrets' names: {error}");
         }

@@ -241,7 +241,6 @@ impl Unfinished {
 
     fn keep(mut self, store: &Store) {
         self.kept = Instant::now();
-        self.silences += 1;
         if self.listing.revision != 0 {
             *store
                 .unfinished
@@ -301,6 +300,7 @@ async fn list_by(store: &Store, longest: i64) -> Result<Listing, StoreError> {
                     // Who refuses a connection does so at once.
                     let is_silence = asked.elapsed() >= DEADLINE;
                     store.list_timed_out.store(is_silence, Ordering::Relaxed);
+                    unfinished.silences += u32::from(is_silence);
                     unfinished.keep(store);
                 }
                 return Err(error);
@@ -387,7 +387,36 @@ impl Reports {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EtcdStore;
     use super::*;
+    use crate::settings::Etcd;
+
+    #[test]
+    fn a_page_that_is_late_again_is_asked_for_shorter_until_one_is_there() {
+        let settings = Etcd {
+            endpoints: vec!["http://etcd:2379".to_owned()],
+            ..Etcd::default()
+        };
+        let store = EtcdStore::new(settings, "node".to_owned()).unwrap().store;
+        let mut unfinished = Unfinished::begin(&store);
+        unfinished.count = 65_000;
+        unfinished.listing.revision = 7;
+        for (silences, size) in [(0, 10_834), (1, 10_834), (2, PAGE), (3, PAGE)] {
+            unfinished.silences = silences;
+            // As the next attempt finds it.
+            unfinished.keep(&store);
+            unfinished = Unfinished::resume(&store).unwrap();
+            assert_eq!(unfinished.page_size(), size, "{silences}");
+        }
+        let page = Ranged {
+            header: None,
+            kvs: Vec::new(),
+            more: false,
+            count: 65_000,
+        };
+        unfinished.add(&store, &page);
+        assert_eq!(unfinished.page_size(), 10_834);
+    }
 
     #[test]
     fn a_long_list_comes_in_seven_pages_at_most() {

@@ -352,22 +352,24 @@ impl Rpc for Connection {
         };
         self.call(by, move |side, _, inner| {
             let is_list = inner.world.is_lease(&range.key) && !range.end.is_empty();
+            let kind = match is_list && !range.count_only {
+                true if range.min_modified != 0 => Kind::Refresh,
+                true if range.revision == 0 => Kind::List,
+                true => Kind::Page,
+                false => Kind::Get,
+            };
             let (answer, keys) = match is_list && !side.is_full {
                 true => {
-                    let none = Tried::default();
-                    let tried = inner.tried.get(&side.owner).unwrap_or(&none);
+                    let tried = inner.tried.entry(Arc::clone(&side.owner)).or_default();
+                    if kind == Kind::List {
+                        tried.lists();
+                    }
                     match view::page(&side.owner, tried, &inner.world, &range) {
                         Ok((page, keys)) => (Ok(page), keys),
                         Err(failure) => (Err(failure), Keys::default()),
                     }
                 }
                 false => whole(&inner.world, &range),
-            };
-            let kind = match is_list && !range.count_only {
-                true if range.min_modified != 0 => Kind::Refresh,
-                true if range.revision == 0 => Kind::List,
-                true => Kind::Page,
-                false => Kind::Get,
             };
             inner.load.count(kind, 1, keys.sent * LEASE_BYTES);
             (answer, READ + keys.cost())

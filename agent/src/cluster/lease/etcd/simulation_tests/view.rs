@@ -4,12 +4,15 @@
 //! those of others for its peers only, so it is shown none. One that chooses a subnet needs to know which are taken, and
 //! that only among the first free ones from which it chooses at random ([`Tried::candidates`]): up to there, all others'
 //! leases are merged into as few aligned blocks as cover the same subnets, so that the node ends with the same
-//! candidates. The load counts what a real server would have sent.
+//! candidates. Where those are thousands, even the blocks are too many: then it is shown only some of them, drawn for
+//! each node at random, so that nodes come to choose the same subnet as often. The load counts what a real server would
+//! have sent.
 
 use std::net::Ipv4Addr;
 
 use super::server::Keys;
 use super::world::{World, compacted};
+use crate::base::retry::next_random;
 use crate::cluster::lease::SubnetKey;
 use crate::cluster::lease::etcd::rpc::{Failure, KeyValue, Range, Ranged};
 
@@ -17,9 +20,15 @@ use crate::cluster::lease::etcd::rpc::{Failure, KeyValue, Range, Ranged};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tried {
     key: Vec<u8>,
-    /// How often another was faster since it last succeeded.
+    /// How often another was faster since it last succeeded or listed all leases.
     lost_races: u32,
 }
+
+/// One of so many free subnets is shown where few are enough: a power of two.
+const THINNED: usize = 32;
+
+/// How many of them a node must still have to choose from.
+const FEWEST: usize = 64;
 
 impl Tried {
     /// The node wrote this key, or another was faster.
@@ -31,10 +40,21 @@ impl Tried {
         };
     }
 
+    /// The node begins a list of all leases, and chooses as at first.
+    pub(super) fn lists(&mut self) {
+        self.lost_races = 0;
+    }
+
     /// Among how many free subnets the node will choose (`allocate::choose`). One more, since the lowest of a network is
     /// none of them.
     fn candidates(&self) -> usize {
         100 * 10_usize.pow(self.lost_races.min(2)) + 1
+    }
+
+    /// Whether the node will choose among as many at each further attempt: what it is not shown once, it will not be
+    /// shown later either, since a refreshed list keeps what it has.
+    fn is_widest(&self) -> bool {
+        self.lost_races >= 2
     }
 }
 
@@ -119,9 +139,11 @@ fn shown(owner: &str, tried: &Tried, world: &World) -> Vec<KeyValue> {
     let before = world.current(&tried.key).map(|kv| (**kv).clone());
     let prefix = world.subnets.len();
     let named = before.iter().map(|kv| &kv.key[prefix..]);
-    let blocks = world
-        .taken
-        .blocks(&world.subnets, named, tried.candidates(), world.revision);
+    let mut rest = world.taken.shown_to(owner, tried);
+    for name in named {
+        rest.set(name, false);
+    }
+    let blocks = rest.blocks(&world.subnets, world.revision);
     before.into_iter().chain(blocks).collect()
 }
 
@@ -178,21 +200,10 @@ impl Taken {
         self.count = self.count + usize::from(taken) - usize::from(was);
     }
 
-    /// The blocks below the first free subnets of this number, without the subnets named.
-    pub(super) fn blocks<'a>(
-        &self,
-        prefix: &[u8],
-        without: impl Iterator<Item = &'a [u8]>,
-        free: usize,
-        revision: i64,
-    ) -> Vec<KeyValue> {
-        let mut rest = self.clone();
-        rest.clear_after(free);
-        for name in without {
-            rest.set(name, false);
-        }
+    /// As few aligned blocks as cover what is taken.
+    fn blocks(&self, prefix: &[u8], revision: i64) -> Vec<KeyValue> {
         let mut found = Vec::new();
-        rest.cover(0, rest.bits.len() * 64, &mut found);
+        self.cover(0, self.bits.len() * 64, &mut found);
         let kv = |(index, len): (usize, usize)| {
             let address = Ipv4Addr::from(self.first + (u32::try_from(index).unwrap() << 8));
             let name = format!("{address}-{}", 24 - len.ilog2());
@@ -201,22 +212,59 @@ impl Taken {
         found.into_iter().map(kv).collect()
     }
 
-    /// Frees all that lie after the first free ones of this number.
-    fn clear_after(&mut self, mut free: usize) {
-        for word in &mut self.bits {
+    /// What counts as taken for a node that chooses.
+    fn shown_to(&self, owner: &str, tried: &Tried) -> Self {
+        let mut shown = self.clone();
+        let (end, free) = self.first_free(tried.candidates());
+        let is_thinned = tried.is_widest() && free >= FEWEST * THINNED;
+        if is_thinned {
+            shown.thin(owner);
+        }
+        shown.fill(end, is_thinned);
+        shown
+    }
+
+    fn is_taken(&self, index: usize) -> bool {
+        self.bits[index / 64] & (1 << (index % 64)) != 0
+    }
+
+    /// Where the first free ones of this number end, and how many there are up to there.
+    fn first_free(&self, most: usize) -> (usize, usize) {
+        let mut free = 0;
+        for (index, word) in self.bits.iter().enumerate() {
             let here = usize::try_from(word.count_zeros()).unwrap();
-            if free >= here {
-                free -= here;
+            if free + here <= most {
+                free += here;
                 continue;
             }
-            for bit in 0..64 {
-                let mask = 1 << bit;
-                if free == 0 {
-                    *word &= !mask;
-                } else if *word & mask == 0 {
-                    free -= 1;
-                }
+            let zeros = (0..64).filter(|bit| *word & (1 << bit) == 0);
+            let end = zeros.skip(most - free).next().unwrap();
+            return (index * 64 + end, most);
+        }
+        (self.bits.len() * 64, free)
+    }
+
+    /// Frees, or takes, all from there on.
+    fn fill(&mut self, from: usize, taken: bool) {
+        for (index, word) in self.bits.iter_mut().enumerate().skip(from / 64) {
+            let mask = match index == from / 64 {
+                true => u64::MAX << (from % 64),
+                false => u64::MAX,
+            };
+            match taken {
+                true => *word |= mask,
+                false => *word &= !mask,
             }
+        }
+    }
+
+    /// Takes all but one of [`THINNED`] free subnets: others for each owner, and the same ones whenever it is asked.
+    fn thin(&mut self, owner: &str) {
+        let mut seed = u64::from_str_radix(&owner[owner.len() - 16..], 16).unwrap();
+        for word in &mut self.bits {
+            let drawn =
+                (0..THINNED.ilog2()).fold(u64::MAX, |drawn, _| drawn & next_random(&mut seed));
+            *word |= !drawn;
         }
     }
 
@@ -245,9 +293,12 @@ fn blocks_cover_what_is_taken_and_nothing_else() {
     for subnet in (4..100).chain([200]) {
         taken.set(format!("10.0.{subnet}.0-24").as_bytes(), true);
     }
-    let without = [&b"10.0.5.0-24"[..]];
+    assert_eq!(taken.count(), 97);
     let names = |free| -> Vec<_> {
-        let blocks = taken.blocks(b"/", without.into_iter(), free, 1);
+        let mut rest = taken.clone();
+        rest.fill(taken.first_free(free).0, false);
+        rest.set(b"10.0.5.0-24", false);
+        let blocks = rest.blocks(b"/", 1);
         let names = blocks
             .iter()
             .map(|kv| String::from_utf8_lossy(&kv.key).into_owned());
@@ -266,8 +317,33 @@ fn blocks_cover_what_is_taken_and_nothing_else() {
             "/10.0.200.0-24",
         ]
     );
-    assert_eq!(taken.count(), 97);
     // 10.0.200.0 lies after the first six free ones, all of them after the first two.
     assert_eq!(names(6), names(1000)[..7]);
     assert_eq!(names(2), [""; 0]);
+}
+
+/// Where a node may choose among thousands, each of them is shown to as many nodes as any other, and nothing else is.
+#[test]
+fn candidates_are_shown_to_one_node_as_often_as_to_another() {
+    const NODES: usize = 100 * THINNED;
+    let mut taken = Taken::new(Ipv4Addr::new(10, 0, 0, 0), 16);
+    for subnet in (1..10_000_u32).step_by(2) {
+        let address = Ipv4Addr::from(0x0a00_0000 | subnet << 8);
+        taken.set(format!("{address}-24").as_bytes(), true);
+    }
+    let tried = Tried {
+        key: Vec::new(),
+        lost_races: 2,
+    };
+    let shown: Vec<Taken> = (0..NODES)
+        .map(|node| taken.shown_to(&super::fleet::owner(node), &tried))
+        .collect();
+    for subnet in 0..1 << 16 {
+        let nodes = shown.iter().filter(|it| !it.is_taken(subnet)).count();
+        // 5,000 of the first 10,000 are free, and all that follow.
+        match subnet < 15_001 && !taken.is_taken(subnet) {
+            true => assert!((50..200).contains(&nodes), "{subnet}: {nodes}"),
+            false => assert_eq!(nodes, 0, "{subnet}"),
+        }
+    }
 }

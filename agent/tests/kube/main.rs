@@ -20,6 +20,7 @@
 //! | `waiting` | what keeps a whole host waiting, as its operator sees it; needs root |
 //! | `hosts` | whole hosts with the real agent and kernel, in network namespaces: these need root |
 //! | `services` | Services beside our rules, with pods by the real CNI plugins; need root, too |
+//! | `mixed` | nodes that run flanneld beside ours: with `FLANNELD=/path/to/flanneld`; need root, too |
 //! | `policies` | network policies beside our rules, likewise |
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
@@ -42,6 +43,7 @@ mod host;
 mod hosts;
 mod migrate;
 mod mirror;
+mod mixed;
 #[path = "../overlay/namespace.rs"]
 mod namespace;
 mod node;

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::cluster::lease::allocate::Avoid;
@@ -84,6 +84,8 @@ struct Store {
     keys: Keys,
     reports: Reports,
     unfinished: std::sync::Mutex<Option<Unfinished>>,
+    /// A whole list, of before a race that was lost, and when it was kept.
+    whole: std::sync::Mutex<Option<(Listing, Instant)>>,
     /// Whether the last list failed because no answer came in time.
     list_timed_out: AtomicBool,
     held: Mutex<Option<Held>>,
@@ -158,6 +160,7 @@ impl EtcdStore {
                 keys,
                 reports: Reports::default(),
                 unfinished: std::sync::Mutex::default(),
+                whole: std::sync::Mutex::default(),
                 list_timed_out: AtomicBool::new(false),
                 held: Mutex::new(None),
                 spares: Spares::default(),

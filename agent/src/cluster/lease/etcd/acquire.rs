@@ -246,12 +246,17 @@ async fn with_retries(
 
 /// All leases. After a lost race for a free subnet, with those written since a known list: thousands of nodes that start
 /// together must not read everything at each attempt.
-async fn listed(store: &Store, known: Option<Listing>) -> Result<Listing, StoreError> {
-    match known {
-        None => list(store).await,
-        Some(mut listing) => {
-            listing.refresh(store).await?;
-            Ok(listing)
+pub(super) async fn listed(store: &Store, known: Option<Listing>) -> Result<Listing, StoreError> {
+    let Some(mut listing) = known.or_else(|| Listing::kept(store)) else {
+        return list(store).await;
+    };
+    match listing.refresh(store).await {
+        Ok(()) => Ok(listing),
+        Err(error) => {
+            if matches!(error, StoreError::Unreachable { .. }) {
+                listing.keep(store);
+            }
+            Err(error)
         }
     }
 }

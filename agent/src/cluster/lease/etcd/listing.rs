@@ -82,7 +82,10 @@ impl Listing {
             min_modified: self.refreshed.saturating_add(1),
             ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
         };
-        let found = get(&store.servers, range).await?;
+        let asked = Instant::now();
+        let found = get(&store.servers, range)
+            .await
+            .inspect_err(|error| note_silence(store, asked, error))?;
         let is_later = |header: Header| {
             header.cluster == self.listed.cluster && header.revision >= self.refreshed
         };
@@ -103,6 +106,30 @@ impl Listing {
             .header
             .map_or(self.refreshed, |header| header.revision);
         Ok(())
+    }
+
+    /// Keeps it for the next attempt: [`Self::refresh`] got no answer. Servers that thousands of nodes ask at once must
+    /// not send every lease again to each that lost a race.
+    pub(super) fn keep(self, store: &Store) {
+        *store.whole.lock().unwrap_or_else(PoisonError::into_inner) = Some((self, Instant::now()));
+    }
+
+    /// One that was kept, if it can be refreshed still.
+    pub(super) fn kept(store: &Store) -> Option<Self> {
+        let kept = store
+            .whole
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let (listing, at) = kept?;
+        listing.goes_on(store, at).then_some(listing)
+    }
+
+    /// Whether one that was kept at a time may be continued: what it was begun for is the same still.
+    fn goes_on(&self, store: &Store, kept: Instant) -> bool {
+        /// Longer than any pause before a list. If etcd compacts the revision meanwhile, the list starts over.
+        const LONGEST: Duration = Duration::from_secs(1200);
+        kept.elapsed() < LONGEST && self.listed.asked == store.servers.history.mark()
     }
 
     /// The readable leases, and the keys of the others.
@@ -228,15 +255,12 @@ impl Unfinished {
 
     /// One that was begun earlier, if what it was begun for is the same still.
     fn resume(store: &Store) -> Option<Self> {
-        /// Longer than any pause before a list. If etcd compacts the revision meanwhile, the list starts over.
-        const LONGEST: Duration = Duration::from_secs(1200);
         let kept = store
             .unfinished
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        kept.filter(|it| it.kept.elapsed() < LONGEST)
-            .filter(|it| it.listing.listed.asked == store.servers.history.mark())
+        kept.filter(|it| it.listing.goes_on(store, it.kept))
     }
 
     fn keep(mut self, store: &Store) {
@@ -296,10 +320,9 @@ async fn list_by(store: &Store, longest: i64) -> Result<Listing, StoreError> {
         let found = match get(&store.servers, range).await {
             Ok(found) => found,
             Err(error) => {
+                note_silence(store, asked, &error);
                 if matches!(error, StoreError::Unreachable { .. }) {
-                    // Who refuses a connection does so at once.
-                    let is_silence = asked.elapsed() >= DEADLINE;
-                    store.list_timed_out.store(is_silence, Ordering::Relaxed);
+                    let is_silence = store.list_timed_out.load(Ordering::Relaxed);
                     unfinished.silences += u32::from(is_silence);
                     unfinished.keep(store);
                 }
@@ -311,6 +334,14 @@ async fn list_by(store: &Store, longest: i64) -> Result<Listing, StoreError> {
             Some(false) => {}
             None => unfinished = Unfinished::begin(store),
         }
+    }
+}
+
+/// Notes whether a request for many leases failed because nobody answered in time. Who refuses a connection does so at once.
+fn note_silence(store: &Store, asked: Instant, error: &StoreError) {
+    if matches!(error, StoreError::Unreachable { .. }) {
+        let is_silence = asked.elapsed() >= DEADLINE;
+        store.list_timed_out.store(is_silence, Ordering::Relaxed);
     }
 }
 

@@ -8,8 +8,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::fleet::{attrs, owner, store};
+use super::load::Kind;
 use super::server::{Cluster, Reach};
 use super::{SECOND, network, put};
+use crate::cluster::lease::etcd::acquire::listed;
 use crate::cluster::lease::etcd::challenge::{self, Answer};
 use crate::cluster::lease::etcd::listing::list;
 use crate::cluster::lease::etcd::{EtcdStore, Held};
@@ -113,6 +115,28 @@ async fn attempts_to_take_a_lease_again_leave_no_etcd_lease_behind() {
         .revoke(&node.store.store.servers)
         .await;
     assert_eq!(node.cluster.lock().world.etcd_leases(), 0);
+}
+
+/// What thousands of nodes do that lost a race while the servers have more to send than they can.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_nobody_answered_is_made_again_and_no_list() {
+    let mut node = Node::start().await;
+    node.store.tasks.stop();
+    let store = Arc::clone(&node.store.store);
+    let known = list(&store).await.unwrap();
+    node.cluster.set_all(Reach::CutOff);
+    listed(&store, Some(known)).await.unwrap_err();
+    assert!(store.list_timed_out.load(Ordering::Relaxed));
+    node.cluster.set_all(Reach::Up);
+    for (lists, refreshes) in [(0, 1), (1, 0)] {
+        sleep(SECOND).await;
+        let mark = node.cluster.lock().load.mark();
+        let found = listed(&store, None).await.unwrap();
+        assert_eq!(found.entries.len(), 1);
+        let span = node.cluster.lock().load.since(mark);
+        let asked = (span.of(Kind::List), span.of(Kind::Refresh));
+        assert_eq!(asked, (lists, refreshes));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -237,8 +237,8 @@ impl Taken {
                 free += here;
                 continue;
             }
-            let zeros = (0..64).filter(|bit| *word & (1 << bit) == 0);
-            let end = zeros.skip(most - free).next().unwrap();
+            let mut zeros = (0..64).filter(|bit| *word & (1 << bit) == 0);
+            let end = zeros.nth(most - free).unwrap();
             return (index * 64 + end, most);
         }
         (self.bits.len() * 64, free)

@@ -123,7 +123,7 @@ target/venv/bin/pyspdxtools: agent/tests/image_scripts/requirements.txt
 	  echo "spdx-tools could not be installed: the test that wants it will fail" >&2
 
 .PHONY: test-qemu
-test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot the image
+test-qemu: packages-build-image-qemu image agent-tests ## Tests that boot the image
 	$(HARNESS) test
 
 .PHONY: test-qemu-all

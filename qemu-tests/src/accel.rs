@@ -31,6 +31,18 @@ pub(crate) enum Accelerator {
     Tcg,
 }
 
+impl Accelerator {
+    /// Kernel arguments for machines of this speed.
+    pub(crate) fn kernel_arguments(self) -> &'static str {
+        match self {
+            Self::Kvm => "",
+            // systemd gives a device 90 s to appear, and an emulated machine on a busy host may take longer until udev
+            // comes to its serial port (kernel-command-line(7); systemd 254 and later).
+            Self::Tcg => "systemd.default_device_timeout_sec=600",
+        }
+    }
+}
+
 impl fmt::Display for Accelerator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

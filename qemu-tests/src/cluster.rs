@@ -189,7 +189,7 @@ async fn prepare_one(
         boot: match options.pxe {
             true => direct(
                 &host.artifacts.for_pxe(&dir.join("formats")).await?,
-                options,
+                &arguments(host, options),
             ),
             false => boot(host, dir, options)?,
         },
@@ -229,30 +229,34 @@ async fn prepare_one(
     Ok((spec, ssh))
 }
 
-fn arguments(artifacts: &Artifacts, options: Options) -> String {
-    let of_machine = artifacts.architecture.kernel_arguments();
-    let arguments = format!("{of_machine} {}", options.kernel_arguments);
-    arguments.trim_end().to_owned()
+fn arguments(host: &Host, options: Options) -> String {
+    let arguments = [
+        host.artifacts.architecture.kernel_arguments(),
+        host.accelerator.kernel_arguments(),
+        options.kernel_arguments,
+    ];
+    arguments.join(" ").trim_end().to_owned()
 }
 
-fn direct(artifacts: &Artifacts, options: Options) -> Boot {
+/// Without firmware: QEMU loads the kernel itself, with `arguments` after those of the image.
+fn direct(artifacts: &Artifacts, arguments: &str) -> Boot {
     Boot::Direct {
         kernel: artifacts.kernel.clone(),
         initrd: artifacts.initrd.clone(),
-        append: format!("{} {}", artifacts.cmdline, arguments(artifacts, options)),
+        append: format!("{} {arguments}", artifacts.cmdline),
     }
 }
 
 fn boot(host: &Host, dir: &Path, options: Options) -> Result<Boot> {
     if !options.firmware && !options.secure_boot {
-        return Ok(direct(&host.artifacts, options));
+        return Ok(direct(&host.artifacts, &arguments(host, options)));
     }
     let variables = dir.join("variables.fd");
     let new = host.artifacts.architecture.firmware_variables();
     fs::copy(new, &variables).with_context(|| format!("failed to copy {new}"))?;
     Ok(Boot::Firmware {
         variables,
-        append: arguments(&host.artifacts, options),
+        append: arguments(host, options),
         secure_boot: options.secure_boot,
     })
 }

@@ -91,6 +91,8 @@ const GROUPS: &[Names] = &[
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
 const EXTENDED: &[Names] = &[
+    renumbering::EXTENDED,
+    networks::EXTENDED,
     after_boot::EXTENDED,
     image_kernel::EXTENDED,
     initrd_network::EXTENDED,
@@ -105,7 +107,6 @@ const EXTENDED: &[Names] = &[
     sysext::EXTENDED,
     kubernetes_node::EXTENDED,
     pxe::EXTENDED,
-    small::EXTENDED,
 ];
 
 /// The names of all cases, one on each line.

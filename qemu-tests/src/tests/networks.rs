@@ -43,6 +43,20 @@ pub(super) const CASES: Names = &{
     names
 };
 
+/// Those whose way through the kernel another one takes, too. The agent's tests try all of them: in network namespaces, and
+/// in the image's kernel ([`super::image_kernel`]).
+pub(super) const EXTENDED: Names = &[
+    "networks::vxlan_direct_routing",
+    "networks::udp",
+    "networks::wireguard_auto_with_psk",
+    "networks::wireguard_ipv4_on_another_port",
+    "networks::encrypt",
+    "networks::host_gw_dual_stack",
+    "networks::wireguard_dual_stack",
+    "networks::wireguard_ipv6",
+    "networks::vxlan_only_ipv6",
+];
+
 /// From a new network config to packets that cross as it says.
 const PROGRAMMED: Duration = Duration::from_secs(60);
 

@@ -22,9 +22,6 @@ pub(super) const CASES: Names = &[
     "small::docker_runs_a_container",
 ];
 
-/// All of them: other machines have little more.
-pub(super) const EXTENDED: Names = CASES;
-
 /// The memory in MiB, and what of it the kernel must find at the least: some is the firmware's and the kernel's own.
 const MEMORY_MIB: u32 = 512;
 const LEAST_MIB: u64 = 400;

@@ -182,7 +182,7 @@ impl Machine {
                 )));
             }
             if stillness.is_long(Instant::now(), self.console.len(), disk_operations) {
-                self.reset_hung_firmware(progress).await?;
+                self.reset_if_hung(progress).await?;
             }
             // A quiet kernel says nothing for long; its disk shows that it gets on.
             let said = console.lines().rfind(|line| !line.trim().is_empty());
@@ -227,7 +227,7 @@ impl Machine {
                 .unwrap_or(disk_operations);
             let said = self.console.len();
             if stillness.is_long(Instant::now(), said, disk_operations) {
-                self.reset_hung_firmware(progress).await?;
+                self.reset_if_hung(progress).await?;
             }
             if patience.is_over(Instant::now(), said, disk_operations) {
                 bail!(
@@ -247,17 +247,20 @@ impl Machine {
         qmp::processors(&self.spec.qmp).await.unwrap_or_default()
     }
 
-    /// Resets a machine that is still, if its firmware hangs.
-    async fn reset_hung_firmware(&self, progress: &Progress) -> Result<()> {
+    /// Resets a machine that is still, if it hangs by a fault of the emulator.
+    async fn reset_if_hung(&self, progress: &Progress) -> Result<()> {
         let processors = self.processors().await;
         let end = self
             .console
             .text_from(self.console.len().saturating_sub(END_BYTES));
-        if !firmware::hangs(&end, &processors) || self.spec.exit_on_reset {
+        let Some(why) = firmware::hang(&end, &processors) else {
+            return Ok(());
+        };
+        if self.spec.exit_on_reset {
             return Ok(());
         }
         progress.line(&format!(
-            "{}: the firmware hangs after a reset, and nothing has started ({}); the machine is reset again",
+            "{}: {why} ({}); the machine is reset",
             self.name(),
             firmware::place(&processors)
         ));

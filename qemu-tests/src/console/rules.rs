@@ -171,14 +171,50 @@ pub(crate) struct WithoutEmulationFaults {
     pub within_one: bool,
 }
 
+/// How the kernel begins a report of threads or processors that do not get on, what every line of it has, and what it says
+/// where a timer did not fire ([`crate::firmware`]).
+const STALL_BEGINS: &str = "rcu: INFO: ";
+const STALL: &str = "] rcu: ";
+const DEAD_TIMER: &str = "timer wakeup didn't happen";
+
+/// `text` in lines, and with each whether it is of a report of a dead timer.
+fn dead_timers(text: &str) -> Vec<(&str, bool)> {
+    let mut lines: Vec<(&str, bool)> = Vec::new();
+    let mut begun = None;
+    for line in text.split_inclusive('\n') {
+        if line.contains(STALL_BEGINS) {
+            begun = Some(lines.len());
+        } else if !line.contains(STALL) {
+            begun = None;
+        }
+        lines.push((line, false));
+        let report = begun.map_or(&mut [][..], |begun| &mut lines[begun..]);
+        if report.iter().any(|(line, _)| line.contains(DEAD_TIMER)) {
+            report.iter_mut().for_each(|(_, is_dead)| *is_dead = true);
+        }
+    }
+    lines
+}
+
+/// Whether the last that `text` says is such a report.
+pub(crate) fn ends_by_dead_timer(text: &str) -> bool {
+    let lines = dead_timers(text);
+    let last = lines.iter().rfind(|(line, _)| !line.trim().is_empty());
+    last.is_some_and(|(_, is_dead)| *is_dead)
+}
+
 /// Takes the faults of the emulated processor out of `text`.
 pub(crate) fn without_emulation_faults(text: &str) -> WithoutEmulationFaults {
+    let text: String = dead_timers(text)
+        .into_iter()
+        .filter_map(|(line, is_dead)| (!is_dead).then_some(line))
+        .collect();
     let mut found = WithoutEmulationFaults {
         text: String::new(),
         faults: 0,
         within_one: false,
     };
-    let mut rest = text;
+    let mut rest = text.as_str();
     while let Some((before, fault)) = rest.split_once(EMULATION_FAULT) {
         let mut length = 0;
         let end = fault.split_inclusive('\n').find(|line| {
@@ -264,6 +300,28 @@ mod tests {
             within_one: false,
         };
         assert_eq!(without_emulation_faults("fine\n"), fine);
+    }
+
+    #[test]
+    fn a_dead_timer_of_the_emulated_processor_is_passed_over_and_no_other_stall() {
+        const REPORT: &str = "\
+[   22.515900] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:
+[   22.518950] rcu: \t(detected by 1, t=5254 jiffies, g=-1151, q=1364 ncpus=2)
+[   22.519564] rcu: rcu_preempt kthread timer wakeup didn't happen for 5253 jiffies! g-1151 f0x0
+[   22.519564] rcu: rcu_preempt kthread starved for 5254 jiffies! g-1151 f0x0 RCU_GP_WAIT_FQS(5) ->state=0x402 ->cpu=0
+";
+        let other = REPORT.replace(DEAD_TIMER, "is late");
+        assert_eq!(find(&format!("{REPORT}fine\n{REPORT}")), []);
+        assert!(ends_by_dead_timer(&format!("fine\n{REPORT}\n")));
+        assert!(!ends_by_dead_timer(&format!("{REPORT}fine\n")));
+        assert!(!ends_by_dead_timer(&other) && !ends_by_dead_timer(""));
+        for stalls in [format!("{REPORT}{other}"), format!("{other}{REPORT}")] {
+            let found = find(&stalls);
+            assert_eq!(found.len(), 2, "{found:?}");
+            assert!(found.iter().all(|hit| hit.meaning == "RCU stall"));
+        }
+        let oops = format!("{REPORT}[   23.1] BUG: unable to handle page fault\n");
+        assert_eq!(find(&oops).len(), 1);
     }
 
     #[test]

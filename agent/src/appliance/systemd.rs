@@ -11,6 +11,10 @@ use tokio::time::timeout;
 /// How long systemd may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long it may take for a job that is waited for. One that has systemd read all units again takes half a minute on a
+/// machine that is emulated on a busy host, and whoever gives up sooner changes files under it.
+const JOB_PATIENCE: Duration = Duration::from_secs(300);
+
 /// The systemd of a machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Systemd {
@@ -30,6 +34,10 @@ impl Systemd {
     /// # Errors
     /// It cannot be run, or has not ended after 20 seconds.
     pub(crate) async fn run(&self, arguments: &[&str]) -> io::Result<Output> {
+        self.run_within(PATIENCE, arguments).await
+    }
+
+    async fn run_within(&self, patience: Duration, arguments: &[&str]) -> io::Result<Output> {
         let named = |why: String| {
             let program = self.program.display();
             let verb = arguments.first().unwrap_or(&"");
@@ -40,9 +48,9 @@ impl Systemd {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        match timeout(PATIENCE, output).await {
+        match timeout(patience, output).await {
             Ok(output) => output.map_err(|error| named(error.to_string())),
-            Err(_) => Err(named(format!("no answer in {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(named(format!("no answer in {} s", patience.as_secs()))),
         }
     }
 
@@ -51,7 +59,19 @@ impl Systemd {
     /// # Errors
     /// As [`Self::run`], and another status than 0, with what it says.
     pub(crate) async fn ask(&self, arguments: &[&str]) -> io::Result<String> {
-        let output = self.run(arguments).await?;
+        self.printed(PATIENCE, arguments).await
+    }
+
+    /// Has systemd carry out a job, and waits for its end.
+    ///
+    /// # Errors
+    /// `systemctl` cannot be run, has not ended after five minutes, or says that the job failed.
+    pub(crate) async fn finish(&self, job: &[&str]) -> io::Result<()> {
+        self.printed(JOB_PATIENCE, job).await.map(drop)
+    }
+
+    async fn printed(&self, patience: Duration, arguments: &[&str]) -> io::Result<String> {
+        let output = self.run_within(patience, arguments).await?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -107,5 +127,22 @@ mod tests {
             let started = systemd.start("a.service").await;
             assert_eq!(started.map_err(|error| error.to_string()), expected);
         }
+    }
+
+    /// The clock goes on while the program runs.
+    #[tokio::test(start_paused = true)]
+    async fn a_job_is_waited_for_longer_than_an_answer() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("usr/bin")).unwrap();
+        program(&root.path().join("usr/bin/systemctl"), "exec sleep 60");
+        let systemd = Systemd::of(root.path());
+        let job = ["reload-or-restart", "a.service"];
+        let asked = systemd.ask(&job).await.map(drop).unwrap_err();
+        let finished = systemd.finish(&job).await.unwrap_err();
+        assert!(asked.to_string().contains("no answer in 20 s"), "{asked}");
+        assert!(
+            finished.to_string().contains("no answer in 300 s"),
+            "{finished}"
+        );
     }
 }

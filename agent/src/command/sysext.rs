@@ -477,8 +477,8 @@ async fn merge(machine: &Machine, name: &Name, root: &Path) -> Result<(), Error>
 
 async fn refresh(root: &Path) -> Result<(), Error> {
     let systemd = Systemd::of(root);
-    let done = systemd.ask(&["reload-or-restart", UNIT]).await;
-    done.map(drop).map_err(Error::Systemd)
+    let done = systemd.finish(&["reload-or-restart", UNIT]).await;
+    done.map_err(Error::Systemd)
 }
 
 #[cfg(test)]

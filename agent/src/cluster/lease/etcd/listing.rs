@@ -83,9 +83,9 @@ impl Listing {
             ..Range::between(keys.subnets.as_str(), keys.subnets_end.as_str())
         };
         let asked = Instant::now();
-        let found = get(&store.servers, range)
-            .await
-            .inspect_err(|error| note_silence(store, asked, error))?;
+        let found = get(&store.servers, range).await.inspect_err(|error| {
+            note_silence(store, asked, error);
+        })?;
         let is_later = |header: Header| {
             header.cluster == self.listed.cluster && header.revision >= self.refreshed
         };
@@ -161,11 +161,9 @@ pub(super) async fn pause_after_timeout(store: &Store) -> Result<(), StoreError>
     if !store.list_timed_out.load(Ordering::Relaxed) {
         return Ok(());
     }
-    let known = store.state.hold_down().population();
-    let nodes = match known {
-        0 => count(store).await?,
-        known => known,
-    };
+    // Counted again each time: a cluster that starts grows meanwhile.
+    let counted = count(store).await?;
+    let nodes = store.state.hold_down().population().max(counted);
     sleep(before_list(nodes, &mut random_seed())).await;
     store.list_timed_out.store(false, Ordering::Relaxed);
     Ok(())
@@ -320,9 +318,8 @@ async fn list_by(store: &Store, longest: i64) -> Result<Listing, StoreError> {
         let found = match get(&store.servers, range).await {
             Ok(found) => found,
             Err(error) => {
-                note_silence(store, asked, &error);
+                let is_silence = note_silence(store, asked, &error);
                 if matches!(error, StoreError::Unreachable { .. }) {
-                    let is_silence = store.list_timed_out.load(Ordering::Relaxed);
                     unfinished.silences += u32::from(is_silence);
                     unfinished.keep(store);
                 }
@@ -337,12 +334,15 @@ async fn list_by(store: &Store, longest: i64) -> Result<Listing, StoreError> {
     }
 }
 
-/// Notes whether a request for many leases failed because nobody answered in time. Who refuses a connection does so at once.
-fn note_silence(store: &Store, asked: Instant, error: &StoreError) {
-    if matches!(error, StoreError::Unreachable { .. }) {
-        let is_silence = asked.elapsed() >= DEADLINE;
+/// Notes, and returns, whether a request for many leases failed because nobody answered in time. Who refuses a connection
+/// does so at once.
+fn note_silence(store: &Store, asked: Instant, error: &StoreError) -> bool {
+    let is_unreachable = matches!(error, StoreError::Unreachable { .. });
+    let is_silence = is_unreachable && asked.elapsed() >= DEADLINE;
+    if is_unreachable {
         store.list_timed_out.store(is_silence, Ordering::Relaxed);
     }
+    is_silence
 }
 
 /// One read of the store.

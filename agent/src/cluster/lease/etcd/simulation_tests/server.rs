@@ -98,8 +98,18 @@ pub(super) struct Inner {
     writes: Queue,
     pub(super) streams: Streams,
     /// What the nodes outside the sample last tried to write.
-    tried: HashMap<Arc<str>, Tried>,
+    pub(super) tried: Nodes,
     pub(super) load: Load,
+}
+
+/// What nodes last tried, by owner.
+#[derive(Default)]
+pub(super) struct Nodes(HashMap<Arc<str>, Tried>);
+
+impl Nodes {
+    pub(super) fn of(&mut self, owner: &Arc<str>) -> &mut Tried {
+        self.0.entry(Arc::clone(owner)).or_default()
+    }
 }
 
 impl fmt::Debug for Cluster {
@@ -123,7 +133,7 @@ impl Cluster {
             members: [member(), member(), member()],
             writes: Arc::new(tokio::sync::Mutex::new(now)),
             streams: Streams::new(now),
-            tried: HashMap::new(),
+            tried: Nodes::default(),
             load: Load::new(),
         })));
         let clock = Arc::clone(&cluster);
@@ -265,6 +275,16 @@ impl Connection {
         .boxed()
     }
 
+    /// The answer to a list that a node makes only because its view is not what a node would have.
+    fn drawn_again(&self, range: &Range) -> Option<Ranged> {
+        let Side { cluster, owner, .. } = &self.side;
+        let inner = &mut *cluster.lock();
+        if kind(&inner.world, range) != Kind::List {
+            return None;
+        }
+        view::drawn_again(owner, inner.tried.of(owner), &inner.world)
+    }
+
     fn write<T: Send + 'static>(
         &self,
         kind: Kind,
@@ -323,6 +343,16 @@ impl Keys {
     }
 }
 
+fn kind(world: &World, range: &Range) -> Kind {
+    let is_list = world.is_lease(&range.key) && !range.end.is_empty() && !range.count_only;
+    match is_list {
+        true if range.min_modified != 0 => Kind::Refresh,
+        true if range.revision == 0 => Kind::List,
+        true => Kind::Page,
+        false => Kind::Get,
+    }
+}
+
 /// A range as it is.
 fn whole(world: &World, range: &Range) -> (Result<Ranged, Failure>, Keys) {
     let answer = world.range(range);
@@ -346,23 +376,21 @@ fn whole(world: &World, range: &Range) -> (Result<Ranged, Failure>, Keys) {
 
 impl Rpc for Connection {
     fn range(&self, range: Range) -> Reply<Ranged> {
+        if let Some(page) = self.drawn_again(&range) {
+            return ready(Ok(page)).boxed();
+        }
         let by = match range.end.is_empty() || range.count_only {
             true => By::Read,
             false => By::List,
         };
-        self.call(by, move |side, _, inner| {
+        let answer = self.call(by, move |side, _, inner| {
             let is_list = inner.world.is_lease(&range.key) && !range.end.is_empty();
-            let kind = match is_list && !range.count_only {
-                true if range.min_modified != 0 => Kind::Refresh,
-                true if range.revision == 0 => Kind::List,
-                true => Kind::Page,
-                false => Kind::Get,
-            };
+            let kind = kind(&inner.world, &range);
             let (answer, keys) = match is_list && !side.is_full {
                 true => {
-                    let tried = inner.tried.entry(Arc::clone(&side.owner)).or_default();
+                    let tried = inner.tried.of(&side.owner);
                     if kind == Kind::List {
-                        tried.lists();
+                        tried.lists(inner.world.revision);
                     }
                     match view::page(&side.owner, tried, &inner.world, &range) {
                         Ok((page, keys)) => (Ok(page), keys),
@@ -373,7 +401,16 @@ impl Rpc for Connection {
             };
             inner.load.count(kind, 1, keys.sent * LEASE_BYTES);
             (answer, READ + keys.cost())
-        })
+        });
+        let side = self.side.clone();
+        async move {
+            let page = answer.await?;
+            if page.header.is_none() {
+                side.cluster.lock().tried.of(&side.owner).has_no_view();
+            }
+            Ok(page)
+        }
+        .boxed()
     }
 
     fn txn(&self, txn: Txn) -> Reply<Committed> {
@@ -381,7 +418,7 @@ impl Rpc for Connection {
             inner.load.count(Kind::Txn, 1, 0);
             let answer = inner.world.txn(&txn).map(|(succeeded, events)| {
                 if !side.is_full && inner.world.is_lease(&txn.key) {
-                    let tried = inner.tried.entry(Arc::clone(&side.owner)).or_default();
+                    let tried = inner.tried.of(&side.owner);
                     tried.wrote(&txn.key, succeeded);
                 }
                 inner.tell(&events);

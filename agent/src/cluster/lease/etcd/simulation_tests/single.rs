@@ -1,6 +1,7 @@
 //! What one node does, in a cluster that is simulated to be large where that matters: how the store keeps, watches and
 //! takes a lease.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::server::{Cluster, Reach};
 use super::{SECOND, network, put};
 use crate::cluster::lease::etcd::acquire::listed;
 use crate::cluster::lease::etcd::challenge::{self, Answer};
-use crate::cluster::lease::etcd::listing::list;
+use crate::cluster::lease::etcd::listing::{list, pause_after_timeout};
 use crate::cluster::lease::etcd::{EtcdStore, Held};
 use crate::cluster::lease::store::spread::longest_before_requests;
 use crate::cluster::lease::{Lease, LeaseStore, Past, StoreError, StoreEvent, SubnetKey};
@@ -172,6 +173,32 @@ async fn only_who_takes_a_lease_after_a_list_without_answer_pauses() {
     list(&store).await.unwrap();
     assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
     assert!(!timed_out());
+}
+
+/// Nodes that start together know of a few others only when the servers come to their limits.
+#[tokio::test(start_paused = true)]
+async fn the_pause_after_a_list_without_answer_is_for_as_many_nodes_as_there_are_by_then() {
+    let (config, world) = network(20_000);
+    let mut node = Node::start_in(Cluster::new(world), config).await;
+    node.store.tasks.stop();
+    let store = Arc::clone(&node.store.store);
+    node.cluster.set_all(Reach::CutOff);
+    list(&store).await.unwrap_err();
+    assert_eq!(store.state.hold_down().population(), 1);
+    node.cluster.set_all(Reach::Up);
+    {
+        let world = &mut node.cluster.lock().world;
+        let prefix = String::from_utf8(world.subnets.clone()).unwrap();
+        // The node has one of the first hundred.
+        for subnet in 1000..21_000_u32 {
+            let address = Ipv4Addr::from(0x0a00_0000 | subnet << 8);
+            put(world, &format!("{prefix}{address}-24"), "{}");
+        }
+    }
+    let begun = Instant::now();
+    pause_after_timeout(&store).await.unwrap();
+    // At random up to 80 s; for one node it would be up to a millisecond.
+    assert!(begun.elapsed() > SECOND / 100, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

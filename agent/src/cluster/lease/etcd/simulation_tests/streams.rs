@@ -223,12 +223,14 @@ impl Inner {
         let of = (!stream.is_full && is_lease).then(|| Arc::clone(&stream.owner));
         stream.watches.push(watch.clone());
         let (sender, member) = (stream.sender.clone(), stream.member);
+        let owner = Arc::clone(&stream.owner);
         let mut at = Instant::now();
         if is_lease {
             stream.has_leases = true;
             self.streams.followers[member] += 1;
-            let missed = match watch.from <= self.world.revision {
-                true => self.world.changes_since(watch.from),
+            let from = self.tried.of(&owner).watched_from(watch.from);
+            let missed = match from <= self.world.revision {
+                true => self.world.changes_since(from),
                 false => 0,
             };
             if missed > 0 {

@@ -5,8 +5,11 @@
 //! that only among the first free ones from which it chooses at random ([`Tried::candidates`]): up to there, all others'
 //! leases are merged into as few aligned blocks as cover the same subnets, so that the node ends with the same
 //! candidates. Where those are thousands, even the blocks are too many: then it is shown only some of them, drawn for
-//! each node at random, so that nodes come to choose the same subnet as often. The load counts what a real server would
-//! have sent.
+//! each node at random, so that nodes come to choose the same subnet as often.
+//!
+//! Such a view cannot be refreshed: what was left out of it counts as taken, and a refresh adds leases only. So who
+//! refreshes it pays for the refresh, is answered as by a server of another history, and lists again for nothing
+//! ([`Tried::draws_again`]). Everything else is counted as what a real server would have sent.
 
 use std::net::Ipv4Addr;
 
@@ -22,6 +25,13 @@ pub(super) struct Tried {
     key: Vec<u8>,
     /// How often another was faster since it last succeeded or listed all leases.
     lost_races: u32,
+    /// Whether it was shown only some of the subnets that are free.
+    is_thinned: bool,
+    /// Whether its next list is for nothing.
+    draws_again: bool,
+    /// The revision of its last list for nothing, and of the one before it that was none.
+    drawn: i64,
+    listed: i64,
 }
 
 /// One of so many free subnets is shown where few are enough: a power of two.
@@ -38,11 +48,29 @@ impl Tried {
             true => 0,
             false => self.lost_races + 1,
         };
+        self.is_thinned &= !succeeded;
     }
 
-    /// The node begins a list of all leases, and chooses as at first.
-    pub(super) fn lists(&mut self) {
-        self.lost_races = 0;
+    /// The node begins a list of all leases at this revision, and chooses as at first.
+    pub(super) fn lists(&mut self, revision: i64) {
+        *self = Self {
+            key: std::mem::take(&mut self.key),
+            listed: revision,
+            ..Self::default()
+        };
+    }
+
+    /// The answer to its refresh, which has no header, has arrived.
+    pub(super) fn has_no_view(&mut self) {
+        self.draws_again = true;
+    }
+
+    /// Where a watch of this node begins that asks for everything from a revision on: after what a real server listed.
+    pub(super) fn watched_from(&self, from: i64) -> i64 {
+        match from == self.drawn + 1 {
+            true => self.listed + 1,
+            false => from,
+        }
     }
 
     /// Among how many free subnets the node will choose (`allocate::choose`). One more, since the lowest of a network is
@@ -51,8 +79,7 @@ impl Tried {
         100 * 10_usize.pow(self.lost_races.min(2)) + 1
     }
 
-    /// Whether the node will choose among as many at each further attempt: what it is not shown once, it will not be
-    /// shown later either, since a refreshed list keeps what it has.
+    /// Whether the node will choose among as many at each further attempt.
     fn is_widest(&self) -> bool {
         self.lost_races >= 2
     }
@@ -62,7 +89,7 @@ impl Tried {
 /// on the first page.
 pub(super) fn page(
     owner: &str,
-    tried: &Tried,
+    tried: &mut Tried,
     world: &World,
     range: &Range,
 ) -> Result<(Ranged, Keys), Failure> {
@@ -85,7 +112,9 @@ pub(super) fn page(
         return Ok((ranged, keys));
     }
     let begun = begun(world, &range.key);
-    if begun == 0 {
+    if range.min_modified != 0 && tried.is_thinned {
+        ranged.header = None;
+    } else if begun == 0 {
         ranged.kvs = shown(owner, tried, world);
     }
     if range.min_modified != 0 {
@@ -112,6 +141,21 @@ pub(super) fn page(
     Ok((ranged, keys))
 }
 
+/// The whole list for a node whose view could not be refreshed, if it is such a one.
+pub(super) fn drawn_again(owner: &str, tried: &mut Tried, world: &World) -> Option<Ranged> {
+    if !std::mem::take(&mut tried.draws_again) {
+        return None;
+    }
+    tried.drawn = world.revision;
+    tried.is_thinned = false;
+    Some(Ranged {
+        header: world.header(),
+        kvs: shown(owner, tried, world),
+        more: false,
+        count: i64::try_from(world.taken.count()).unwrap(),
+    })
+}
+
 /// A key at the end of a page that tells how many leases came before: a subnet outside the network, as a host of the
 /// network would have it.
 fn end_of_page(world: &World, so_far: usize) -> KeyValue {
@@ -130,7 +174,7 @@ fn begun(world: &World, start: &[u8]) -> usize {
     usize::try_from((number & 0x3fff_ffff) >> 2).unwrap()
 }
 
-fn shown(owner: &str, tried: &Tried, world: &World) -> Vec<KeyValue> {
+fn shown(owner: &str, tried: &mut Tried, world: &World) -> Vec<KeyValue> {
     let own: Vec<KeyValue> = world.leases_of(owner).map(|kv| (**kv).clone()).collect();
     if !own.is_empty() {
         return own;
@@ -139,7 +183,8 @@ fn shown(owner: &str, tried: &Tried, world: &World) -> Vec<KeyValue> {
     let before = world.current(&tried.key).map(|kv| (**kv).clone());
     let prefix = world.subnets.len();
     let named = before.iter().map(|kv| &kv.key[prefix..]);
-    let mut rest = world.taken.shown_to(owner, tried);
+    let (mut rest, is_thinned) = world.taken.shown_to(owner, tried);
+    tried.is_thinned = is_thinned;
     for name in named {
         rest.set(name, false);
     }
@@ -212,8 +257,8 @@ impl Taken {
         found.into_iter().map(kv).collect()
     }
 
-    /// What counts as taken for a node that chooses.
-    fn shown_to(&self, owner: &str, tried: &Tried) -> Self {
+    /// What counts as taken for a node that chooses, and whether it is more than what is taken.
+    fn shown_to(&self, owner: &str, tried: &Tried) -> (Self, bool) {
         let mut shown = self.clone();
         let (end, free) = self.first_free(tried.candidates());
         let is_thinned = tried.is_widest() && free >= FEWEST * THINNED;
@@ -221,7 +266,7 @@ impl Taken {
             shown.thin(owner);
         }
         shown.fill(end, is_thinned);
-        shown
+        (shown, is_thinned)
     }
 
     fn is_taken(&self, index: usize) -> bool {
@@ -334,9 +379,10 @@ fn candidates_are_shown_to_one_node_as_often_as_to_another() {
     let tried = Tried {
         key: Vec::new(),
         lost_races: 2,
+        ..Tried::default()
     };
     let shown: Vec<Taken> = (0..NODES)
-        .map(|node| taken.shown_to(&super::fleet::owner(node), &tried))
+        .map(|node| taken.shown_to(&super::fleet::owner(node), &tried).0)
         .collect();
     for subnet in 0..1 << 16 {
         let nodes = shown.iter().filter(|it| !it.is_taken(subnet)).count();

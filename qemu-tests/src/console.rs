@@ -16,12 +16,18 @@ pub(crate) struct Console {
     path: PathBuf,
     /// Bytes already checked against the rules.
     checked: u64,
+    /// Up to this byte, reports of a dead timer are no bad messages.
+    dead_timers_until: u64,
 }
 
 impl Console {
     /// Watches the file at `path`, which need not exist yet.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, checked: 0 }
+        Self {
+            path,
+            checked: 0,
+            dead_timers_until: 0,
+        }
     }
 
     /// The file.
@@ -46,6 +52,11 @@ impl Console {
             .unwrap_or_default()
     }
 
+    /// Passes over the reports of a dead timer so far: the machine is reset for it. Later ones count.
+    pub(crate) fn pass_over_dead_timers(&mut self) {
+        self.dead_timers_until = self.len();
+    }
+
     /// Bad messages in what was written since the last call; an unfinished last line is left for the next one.
     ///
     /// # Errors
@@ -57,8 +68,11 @@ impl Console {
             .iter()
             .rposition(|&byte| byte == b'\n')
             .map_or(0, |end| end + 1);
+        let passed_over = self.dead_timers_until.saturating_sub(self.checked);
+        let passed_over = usize::try_from(passed_over).unwrap_or(whole).min(whole);
         self.checked += whole as u64;
-        Ok(rules::find(&plain(&bytes[..whole])))
+        let before = rules::without_dead_timers(&plain(&bytes[..passed_over]));
+        Ok(rules::find(&(before + &plain(&bytes[passed_over..whole]))))
     }
 }
 
@@ -130,6 +144,25 @@ mod tests {
         .unwrap();
         assert_eq!(console.check().unwrap().len(), 1);
         assert!(console.check().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_dead_timer_is_passed_over_only_where_the_machine_was_reset_for_it() {
+        const REPORT: &str = "[   22.5] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n\
+                              [   22.5] rcu: rcu_preempt kthread timer wakeup didn't happen for 5253 jiffies!\n";
+        let (file, mut console) = console(
+            format!("{REPORT}[FAILED] Failed to start a.service - A.\n{REPORT}").as_bytes(),
+        );
+        console.pass_over_dead_timers();
+        let meanings = |console: &mut Console| -> Vec<_> {
+            let hits = console.check().unwrap();
+            hits.into_iter().map(|hit| hit.meaning).collect()
+        };
+        let so_far = std::fs::read_to_string(file.path()).unwrap();
+        std::fs::write(file.path(), format!("{so_far}{REPORT}")).unwrap();
+        assert_eq!(meanings(&mut console), ["unit failed", "RCU stall"]);
+        std::fs::write(file.path(), format!("{so_far}{REPORT}{REPORT}")).unwrap();
+        assert_eq!(meanings(&mut console), ["RCU stall"]);
     }
 
     #[test]

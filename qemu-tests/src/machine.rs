@@ -248,7 +248,7 @@ impl Machine {
     }
 
     /// Resets a machine that is still, if it hangs by a fault of the emulator.
-    async fn reset_if_hung(&self, progress: &Progress) -> Result<()> {
+    async fn reset_if_hung(&mut self, progress: &Progress) -> Result<()> {
         let processors = self.processors().await;
         let end = self
             .console
@@ -264,6 +264,9 @@ impl Machine {
             self.name(),
             firmware::place(&processors)
         ));
+        if rules::ends_by_dead_timer(&end) {
+            self.console.pass_over_dead_timers();
+        }
         qmp::execute(&self.spec.qmp, "system_reset").await.map(drop)
     }
 

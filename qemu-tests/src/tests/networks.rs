@@ -43,8 +43,8 @@ pub(super) const CASES: Names = &{
     names
 };
 
-/// Those whose way through the kernel another one takes, too. The agent's tests try all of them: in network namespaces, and
-/// in the image's kernel ([`super::image_kernel`]).
+/// Those that are too long for every change. Most take the same way through the kernel as another one, and the agent's tests
+/// try all of them in network namespaces, those with WireGuard in the image's kernel ([`super::image_kernel`]).
 pub(super) const EXTENDED: Names = &[
     "networks::vxlan_direct_routing",
     "networks::udp",
